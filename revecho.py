@@ -1,5 +1,28 @@
 # SPDX-License-Identifier: 0BSD
-"""revecho: a threaded TCP server that answers every line with its reverse, and a client for it."""
+"""revecho: a threaded TCP server that answers every line with its reverse, and a client for it.
+
+One file, standard library only; copy it wherever you need it.  Run it:
+
+    python revecho.py server                   # listens on 127.0.0.1:2002 until Ctrl-C
+    python revecho.py client hello             # prints olleh
+    python revecho.py client < a_file          # prints it as rev(1) would
+
+Embed it, here with the client in the same program:
+
+    >>> with running_server() as server:
+    ...     host, port = server.server_address[:2]
+    ...     request("hello", host, port)
+    'olleh'
+
+Extend it: subclass the handler and override one method.
+
+    >>> class ShoutingHandler(ReverseHandler):
+    ...     def respond(self, lines):
+    ...         return lines.upper()
+    >>> with running_server(RequestHandlerClass=ShoutingHandler) as server:
+    ...     request("hello", *server.server_address[:2])
+    'HELLO'
+"""
 
 from __future__ import annotations
 
@@ -24,7 +47,8 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Callable
 
-__all__ = ["HOST", "PORT", "reverse_lines", "reverse_text"]
+__all__ = ["HOST", "PORT", "ReplyError", "ReverseHandler", "ReverseServer", "request"]
+__all__ += ["reverse_lines", "reverse_text", "running_server", "stream"]
 __version__ = "1.0"
 
 HOST = "127.0.0.1"
@@ -173,3 +197,509 @@ def reverse_lines(lines: bytes) -> bytes:
     reversed_lines = backwards.split(b"\n")
     reversed_lines.reverse()
     return b"\n".join(reversed_lines)
+
+
+# The handler: one connection
+
+
+def _address(address: Any) -> str:
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _shut(connection: socket.socket, how: int) -> None:
+    with contextlib.suppress(OSError):  # the peer may have been faster
+        connection.shutdown(how)
+
+
+class _LimitError(Exception):
+    """What a peer is told that has reached a limit."""
+
+
+class ReverseHandler(socketserver.StreamRequestHandler):
+    """Answers the lines of one connection.
+
+    Override respond() to answer something else.
+    """
+
+    server: ReverseServer
+    request: socket.socket
+    disable_nagle_algorithm = True  # a reply shall not wait until the one before is acknowledged
+    rbufsize = 0  # _blocks() receives by itself; a buffer would be memory for nothing
+    answered = 0  # bytes
+    ended = False  # has everything been received that will ever come?
+
+    def __str__(self) -> str:
+        return _address(self.client_address)
+
+    def respond(self, lines: bytes) -> bytes:
+        """Return the answer to *lines*: one or more whole lines, each with its ending.
+
+        Only the last line before the peer ends its side can lack one.  What this raises is logged,
+        and closes the connection.
+        """
+        return reverse_lines(lines)
+
+    def setup(self) -> None:
+        """Prepare the connection."""
+        super().setup()
+        log.info("%s connected", self)
+
+    def handle(self) -> None:
+        """Answer line after line, until the peer ends its side or a limit or the server ends it."""
+        try:
+            for lines in self._lines():
+                try:
+                    reply = self.respond(lines)
+                except OSError as error:  # must not pass for an error of this connection
+                    raise RuntimeError("respond() failed") from error
+                self._send(reply)
+                self.answered += len(reply)
+        except _LimitError as error:
+            log.info("%s: %s", self, error)
+            self._send(f"error: {error}\n".encode())
+
+    def finish(self) -> None:
+        """See to it that the last reply arrives."""
+        super().finish()
+        if not self.ended:
+            self._drain()
+        log.info("%s gone, %d bytes answered", self, self.answered)
+
+    def _send(self, data: bytes) -> None:
+        self.request.sendall(data)
+        self.server.answered_at[self.request] = time.monotonic()
+
+    def _lines(self) -> Iterator[bytes]:
+        """Yield all that the peer sends, in blocks of whole lines, wherever TCP has cut it."""
+        server, receive = self.server, self.request.recv
+        large = min(_BLOCK, server.max_line)
+        size = small = min(_SMALL, large)
+        pending = bytearray()  # the beginning of a line
+        while data := self._receive_rest(size) if server.stopping else receive(size):
+            size = large if len(data) >= small else small
+            if not pending and data.endswith(b"\n"):  # saves 5 % of a short exchange
+                yield data
+                continue
+            if len(pending) + len(data) > server.max_line:
+                # Only the first line can be too long: no more than max_line bytes come at a time.
+                line = (pending + data).partition(b"\n")[0]
+                self._check(len(line) - line.endswith(b"\r"))
+            end = data.rfind(b"\n") + 1
+            if end:
+                yield bytes(pending) + data[:end]
+                pending.clear()
+            pending += data[end:]
+        self.ended = not server.stopping
+        if pending and self.ended:
+            if 0 < server.idle_timeout <= time.monotonic() - server.answered_at[self.request]:
+                raise _LimitError(f"line not finished within {server.idle_timeout:g} seconds")
+            self._check(len(pending))
+            yield bytes(pending)
+
+    def _check(self, length: int) -> None:
+        if length > self.server.max_line:
+            raise _LimitError(f"line longer than {self.server.max_line} bytes")
+
+    def _receive_rest(self, size: int) -> bytes:
+        """Receive what has arrived though the server stops; nothing when there is no time left."""
+        with contextlib.suppress(BlockingIOError):
+            if time.monotonic() < self.server.deadline:
+                return self.request.recv(size, _DONTWAIT)
+        return b""
+
+    def _drain(self) -> None:
+        """End our side, then for a while read and drop what the peer still sends.
+
+        To close with input unread would reset the connection, and destroy replies on their way.
+        """
+        with contextlib.suppress(OSError):  # it may be gone already
+            self.request.shutdown(socket.SHUT_WR)
+            self.request.settimeout(_QUIET)
+            deadline, left = time.monotonic() + self.server.grace, _DRAIN
+            while left > 0 and time.monotonic() < deadline and (data := self.request.recv(_BLOCK)):
+                left -= len(data)
+
+
+# The server: all connections
+
+
+class ReverseServer(socketserver.ThreadingTCPServer):
+    """Serves every connection on a thread of its own, within limits.
+
+    *server_address* is a host and a port; the host is an IPv4 or IPv6 address or a name.  Port 0
+    takes any free one; the attribute server_address then tells which.
+
+    Call serve_forever(), and server_close() (or leave the ``with`` block) to stop: every complete
+    line that has been received is answered, and no thread and no descriptor is left.
+
+    The limits are attributes too:
+
+    max_connections  connections served at a time; the others wait in the listen queue
+    max_line         bytes in a line, its ending not counted
+    idle_timeout     seconds that a connection may stay open with no line answered; 0 means for ever
+    grace            seconds for finishing what has been received when the server stops
+
+    Raises OSError if it cannot listen there, ValueError for a limit out of range.
+
+    Three kinds of threads meet here: the one in serve_forever() accepts, one for each connection
+    serves, and any may close the server.
+
+    answered_at      by connection, the time.monotonic() at which it last had a line answered: added
+                     by the accepting thread, set by the connection's own, and removed by that under
+                     the lock
+    a connection     is used by its own thread, and closed by it under the lock; others only shut it
+                     down, under the lock, as its descriptor could be another's by then
+    _idle, _workers  belong to the accepting thread, and when that has ended to the closing one; but
+                     a worker that goes idle adds itself to _idle
+    stopping         is set once
+    """
+
+    allow_reuse_address = os.name == "posix"  # elsewhere it would let another program take the port
+    allow_reuse_port = False
+    request_queue_size = 4096  # the kernel takes it down to its own limit
+
+    def __init__(
+        self,
+        server_address: tuple[Any, ...] = (HOST, PORT),
+        RequestHandlerClass: Callable[..., socketserver.BaseRequestHandler] = ReverseHandler,
+        bind_and_activate: bool = True,
+        *,
+        max_connections: int = MAX_CONNECTIONS,
+        max_line: int = MAX_LINE,
+        idle_timeout: float = IDLE_TIMEOUT,
+        grace: float = GRACE,
+    ) -> None:
+        self.max_connections = _limit("max_connections", max_connections, 1)
+        self.max_line = _limit("max_line", max_line, 1)
+        self.idle_timeout = _limit("idle_timeout", idle_timeout, 0)
+        self.grace = _limit("grace", grace, 0)
+        self.stopping = False
+        self.deadline = 0.0  # for answering what has been received; set before `stopping`
+        self.answered_at: dict[socket.socket, float] = {}
+        self._ended = threading.Condition()  # a connection has
+        self._accepting = threading.Lock()  # held while serve_forever() runs
+        self._workers: dict[queue.SimpleQueue[Any], threading.Thread] = {}  # by their inboxes
+        self._idle: list[queue.SimpleQueue[Any]] = []
+        self._late: set[socket.socket] = set()  # at the last look
+        self._crowded = False  # full, or so recently that it is the same crowd
+        self._next_look = self._next_warning = 0.0
+        host, port = server_address[:2]
+        found = socket.getaddrinfo(host or None, 0, 0, socket.SOCK_STREAM, 0, socket.AI_PASSIVE)
+        self.address_family, _, _, _, (host, _, *rest) = found[0]
+        super().__init__((host, port, *rest), RequestHandlerClass, bind_and_activate)
+
+    def server_bind(self) -> None:
+        """Bind the listening socket."""
+        if self.allow_reuse_port:  # socketserver does it itself from Python 3.11 on
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self.socket.setblocking(False)  # a client may be gone again before accept()
+        super().server_bind()
+
+    def serve_forever(self, poll_interval: float = 0.5) -> None:
+        """Accept connections until shutdown() or server_close() is called on another thread."""
+        with self._accepting:
+            if not self.stopping:
+                super().serve_forever(poll_interval)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection, when there is room and a thread for it.
+
+        Else raises an OSError, which makes serve_forever() go on and try again.
+        """
+        if not self._has_room():
+            with self._ended:
+                if not self._ended.wait_for(self._has_room, _LOOK):
+                    raise BlockingIOError
+        try:
+            if not self._idle:
+                self._start_worker()
+            connection, client_address = super().get_request()
+        except (BlockingIOError, ConnectionAbortedError):
+            raise
+        except (OSError, RuntimeError, MemoryError) as error:  # RuntimeError: no more threads
+            self._wait_for_resources(error)
+            raise BlockingIOError from error
+        if sys.platform != "linux":  # elsewhere it may take after the listening socket
+            connection.setblocking(True)
+        self.answered_at[connection] = time.monotonic()
+        if len(self.answered_at) == self.max_connections and not self._crowded:
+            self._crowded = True
+            log.warning("%d connections: others wait until one ends", self.max_connections)
+        return connection, client_address
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Give the connection to the thread that went idle last, so that others may end."""
+        self._idle.pop().put((request, client_address))
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close the connection, which its handler has ended."""
+        self.close_request(request)
+
+    def close_request(self, request: Any) -> None:
+        """Close the connection and make room for another."""
+        with self._ended:
+            self.answered_at.pop(request, None)
+            super().close_request(request)
+            self._ended.notify_all()
+
+    def service_actions(self) -> None:
+        """Every now and then, cut the connections that are idle and end the threads that are."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + _LOOK
+        self._crowded = self._crowded and not self._has_room()
+        if self.idle_timeout:
+            with self._ended:
+                since = now - self.idle_timeout
+                late = {c for c, answered_at in self.answered_at.items() if answered_at <= since}
+                for connection in late:  # ends a receive; if it is a send that hangs, the next time
+                    again = connection in self._late
+                    _shut(connection, socket.SHUT_RDWR if again else socket.SHUT_RD)
+                self._late = late
+        while self._idle:
+            log.debug("%s ends", self._workers[self._idle[-1]].name)
+            self._idle.pop().put(None)
+        self._workers = {inbox: w for inbox, w in self._workers.items() if w.is_alive()}
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
+        """Log an exception, in one line if it is only that the connection broke."""
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            log.info("%s: %s", _address(client_address), error)
+        else:
+            log.error("%s: the handler failed", _address(client_address), exc_info=error)
+
+    def server_close(self) -> None:
+        """Stop listening, answer every line that has been received, and close everything."""
+        now = time.monotonic()
+        self.deadline = now + self.grace / 2  # the rest is for ending in good order
+        self.stopping = True
+        _shut(self.socket, socket.SHUT_RDWR)  # wakes the accepting thread
+        with self._ended:
+            self._ended.notify_all()
+        if self._accepting.locked():
+            self.shutdown()
+        with self._accepting:
+            super().server_close()
+        with self._ended:
+            # Handlers at work have seen by then that the server is stopping; those that wait for
+            # input are woken.
+            self._ended.wait_for(lambda: not self.answered_at, min(0.1, self.grace))
+            for connection, answered_at in self.answered_at.items():
+                if answered_at < now:
+                    _shut(connection, socket.SHUT_RD)
+            self._ended.wait_for(lambda: not self.answered_at, self.grace)
+            for connection in self.answered_at:
+                _shut(connection, socket.SHUT_RDWR)
+        for inbox in self._workers:
+            inbox.put(None)
+        deadline = time.monotonic() + 1  # a respond() that hangs is left behind
+        for worker in self._workers.values():
+            worker.join(max(0, deadline - time.monotonic()))
+
+    def _has_room(self) -> bool:
+        return self.stopping or len(self.answered_at) < self.max_connections
+
+    def _start_worker(self) -> None:
+        inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        worker = threading.Thread(target=self._work, args=(inbox,), daemon=True)
+        worker.start()
+        log.debug("%s started", worker.name)
+        self._workers[inbox] = worker
+        self._idle.append(inbox)
+
+    def _work(self, inbox: queue.SimpleQueue[Any]) -> None:
+        while accepted := inbox.get():  # None ends the thread
+            self.process_request_thread(*accepted)
+            self._idle.append(inbox)
+
+    def _wait_for_resources(self, error: BaseException) -> None:
+        now = time.monotonic()
+        if now >= self._next_warning and not self.stopping:
+            self._next_warning = now + 10
+            log.warning("cannot accept, others wait: %s", error)
+        with self._ended:
+            self._ended.wait_for(lambda: self.stopping, 0.1)
+
+
+def _limit(name: str, value: Any, least: int) -> Any:
+    if not least <= value <= threading.TIMEOUT_MAX:
+        raise ValueError(f"{name} must be at least {least}")
+    return value
+
+
+@contextlib.contextmanager
+def running_server(
+    server_address: tuple[Any, ...] = (HOST, 0), **options: Any
+) -> Iterator[ReverseServer]:
+    """Serve on a thread of its own for as long as the ``with`` block lasts.
+
+    Takes what ReverseServer takes, and yields the server.
+
+    >>> with running_server(max_line=100) as server:
+    ...     request("stressed", *server.server_address[:2])
+    'desserts'
+    """
+    with ReverseServer(server_address, **options) as server:
+        accepting = threading.Thread(target=server.serve_forever, daemon=True)
+        accepting.start()
+        try:
+            yield server
+        finally:
+            server.server_close()
+            accepting.join()
+
+
+# The client
+
+
+class ReplyError(ConnectionError):
+    """The server closed the connection too early, or answered with an error."""
+
+
+def request(text: str, host: str = HOST, port: int = PORT, timeout: float = 10.0) -> str:
+    """Send *text* as one line and return the reply to it.
+
+    *timeout* is in seconds, for connecting and for each wait for a part of the reply.
+
+    Raises ValueError if *text* holds a line ending, ReplyError if the reply is not one line as
+    long as the one sent, and OSError if the connection fails or takes too long.
+
+    >>> with running_server() as server:
+    ...     request("raw", *server.server_address[:2])
+    'war'
+    """
+    line = text.encode("utf-8", "surrogateescape") + b"\n"
+    if b"\n" in line[:-1] or line.endswith(b"\r\n"):
+        raise ValueError("a line ending within the text")
+    reply = b""
+    with _connect(host, port, timeout) as connection:
+        with contextlib.suppress(ConnectionError):  # a server that refuses it will have said why
+            connection.sendall(line)
+        while len(reply) < len(line) and not reply.endswith(b"\n"):
+            data = connection.recv(_BLOCK)
+            if not data:
+                break
+            reply += data
+    if len(reply) != len(line) or not reply.endswith(b"\n"):
+        raise _reply_error(len(line), len(reply), reply)
+    return reply[:-1].decode("utf-8", "surrogateescape")
+
+
+def stream(
+    source: BinaryIO, sink: BinaryIO, host: str = HOST, port: int = PORT, timeout: float = 10.0
+) -> int:
+    r"""Send all of *source* and write the replies to *sink*, both at the same time.
+
+    Both are binary files.  Returns how many bytes went there and came back.  *timeout* is in
+    seconds, for connecting and for each wait for a reply that is owed; *source* may take its time.
+
+    Raises ReplyError if the server does not answer every byte, OSError if the connection fails or
+    takes too long, and whatever *source* and *sink* raise.
+
+    >>> with running_server() as server:
+    ...     sink = io.BytesIO()
+    ...     stream(io.BytesIO(b"live\nstar\n"), sink, *server.server_address[:2])
+    ...     sink.getvalue()
+    10
+    b'evil\nrats\n'
+    """
+    connection = _connect(host, port, timeout)
+    connection.settimeout(None)
+    sender = _Sender(source, connection)
+    received = 0  # bytes
+    tail = b""  # of what has been received
+    waited = 0  # tenths of the timeout
+    try:
+        sender.start()
+        with selectors.DefaultSelector() as selector:
+            selector.register(connection, selectors.EVENT_READ)
+            while received < sender.sent or not sender.finished:
+                if selector.select(timeout / 10):
+                    data = _receive(connection)
+                    if not data:
+                        break
+                    sink.write(data)
+                    sink.flush()
+                    received += len(data)
+                    tail = (tail + data)[-_BLOCK:]
+                    waited = 0
+                elif received < sender.owed:
+                    waited += 1
+                    if waited == 10:
+                        raise TimeoutError(f"no reply within {timeout:g} seconds")
+    finally:
+        sender.close()
+    if received != sender.sent or not sender.finished:
+        raise _reply_error(sender.sent, received, tail) from sender.failure
+    if sender.failure:
+        raise sender.failure
+    return received
+
+
+class _Sender(threading.Thread):
+    """Sends a file on a connection.
+
+    Its attributes are for others to read; `sent` is final once `finished` is true.
+    """
+
+    def __init__(self, source: BinaryIO, connection: socket.socket) -> None:
+        super().__init__(daemon=True)  # nobody can end a read of, say, a terminal
+        self.read = getattr(source, "read1", source.read)  # what there is, not a full block
+        self.connection = connection
+        self.using = threading.Lock()  # else the descriptor might be closed, and another's, by then
+        self.sent = 0  # bytes
+        self.owed = 0  # bytes of lines that have been finished, so that a reply is owed
+        self.finished = False
+        self.failure: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            while data := self.read(_BLOCK):
+                if b"\n" in data:
+                    self.owed = self.sent + data.rindex(b"\n") + 1
+                self.sent += len(data)
+                with self.using:
+                    self.connection.sendall(data)
+        except Exception as error:
+            self.failure = error
+        self.owed = self.sent  # the end of our side finishes the last line
+        self.finished = True
+        with self.using:
+            _shut(self.connection, socket.SHUT_WR)
+
+    def close(self) -> None:
+        _shut(self.connection, socket.SHUT_RDWR)  # ends a send
+        with self.using:
+            self.connection.close()
+
+
+def _connect(host: str, port: int, timeout: float) -> socket.socket:
+    if not 0 <= port <= 65535:  # getaddrinfo() would take it modulo 65536
+        raise ValueError("port must be 0-65535")
+    if not timeout > 0:
+        raise ValueError("timeout must be above 0")
+    return socket.create_connection((host, port), timeout)
+
+
+def _receive(connection: socket.socket) -> bytes:
+    """Receive what there is; nothing also where the connection has broken."""
+    try:
+        return connection.recv(_BLOCK)
+    except ConnectionError:
+        return b""
+
+
+def _reply_error(sent: int, received: int, tail: bytes) -> ReplyError:
+    """Say how a reply fell short; the server's own words may be the last line of what came."""
+    last = tail[tail.rfind(b"\n", 0, -1) + 1 :]
+    if last.startswith(b"error: "):
+        received -= len(last)
+        why = last.decode("utf-8", "replace").rstrip()
+    else:
+        why = "the server closed the connection"
+    if received > sent:
+        return ReplyError(f"{received - sent} bytes more than the reply to {sent} has")
+    return ReplyError(f"{why}; {sent - received} bytes left unanswered")

@@ -96,6 +96,56 @@ def resident(pid):
     return int(re.search(r"VmRSS:\s*(\d+)", status)[1])
 
 
+class ServerCase(unittest.TestCase):
+    def setUp(self):
+        self.records = queue.SimpleQueue()  # what has been logged
+        handler = logging.Handler()
+        handler.emit = self.records.put
+        log = logging.getLogger("revecho")
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+        self.addCleanup(log.removeHandler, handler)
+
+    def logged(self, level=logging.INFO):
+        """All messages since the last call."""
+        found = []
+        while not self.records.empty():
+            record = self.records.get()
+            if record.levelno >= level:
+                found.append(record.getMessage() + (" Traceback" if record.exc_info else ""))
+        return found
+
+    def stack(self, manager):
+        """Enter a context manager until the test ends."""
+        value = manager.__enter__()
+        self.addCleanup(manager.__exit__, None, None, None)
+        return value
+
+    def serve(self, handler=revecho.ReverseHandler, **options):
+        return self.stack(
+            revecho.running_server(("127.0.0.1", 0), RequestHandlerClass=handler, **options)
+        )
+
+    def connect(self, server, data=b""):
+        address = server.server_address if hasattr(server, "server_address") else server
+        connection = self.stack(socket.create_connection(address[:2], LIMIT))
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.sendall(data)
+        return connection
+
+    def exchange(self, server, *parts):
+        """Send the parts, end our side, and return everything that comes back."""
+        with socket.create_connection(server.server_address[:2], LIMIT) as connection:
+            for part in parts:
+                connection.sendall(part)
+            connection.shutdown(socket.SHUT_WR)
+            return receive(connection)
+
+    def assert_threads(self, count):
+        until(lambda: threading.active_count() <= count)
+
+
 class ReverseTest(unittest.TestCase):
     def test_text(self):
         for text, backwards in (
@@ -329,6 +379,228 @@ class ClusterTest(unittest.TestCase):
                 self.assertLess(ratio, 10, ascii(start + unit + end))  # 16 if it were quadratic
 
 
+class WireTest(ServerCase):
+    SESSION = "né\r\nb\n\n€\rc\r\n".encode() + b"\xff\0x\nlast\r"
+    ANSWER = "én\r\nb\n\nc\r€\r\n".encode() + b"x\0\xff\n\rtsal"
+
+    def until_received(self, connections):
+        """Wait until the server has received all that there is."""
+        until(lambda: not any(map(readable, connections)))
+
+    def test_every_cut_in_two(self):
+        server = self.serve()
+        for cut in range(len(self.SESSION) + 1):
+            with socket.create_connection(server.server_address, LIMIT) as connection:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                inside = until(lambda: list(server.answered_at))
+                connection.sendall(self.SESSION[:cut])
+                self.until_received(inside)
+                connection.sendall(self.SESSION[cut:])
+                connection.shutdown(socket.SHUT_WR)
+                self.assertEqual(receive(connection), self.ANSWER, cut)
+            until(lambda: not server.answered_at)
+
+    def test_every_size_of_receive(self):
+        for size in range(5, len(self.SESSION) + 1):  # max_line is also the most that is received
+            with revecho.running_server(max_line=size) as server:
+                self.assertEqual(self.exchange(server, self.SESSION), self.ANSWER, size)
+
+    def test_byte_by_byte(self):
+        server = self.serve()
+        connection = self.connect(server)
+        for byte in self.SESSION:
+            connection.sendall(bytes([byte]))
+        connection.shutdown(socket.SHUT_WR)
+        self.assertEqual(receive(connection), self.ANSWER)
+
+    def test_reply_comes_at_once(self):
+        connection = self.connect(self.serve())
+        for line in (b"one\n", b"two\r\n", b"\n"):
+            connection.sendall(line)
+            self.assertEqual(receive(connection, len(line)), revecho.reverse_lines(line))
+        connection.sendall(b"pending\nhalf")  # what is whole is answered, what is not waits
+        self.assertEqual(receive(connection, 8), b"gnidnep\n")
+        connection.sendall(b" a line\n")
+        self.assertEqual(receive(connection, 12), b"enil a flah\n")
+
+    def test_empty_connection(self):
+        self.assertEqual(self.exchange(self.serve()), b"")
+
+    def test_pipelining_without_end(self):
+        server = self.serve()
+        lines = b"".join(b"%d %s\n" % (n, b"x" * (n % 97)) for n in range(100_000))
+        connection = self.connect(server)
+        sender = threading.Thread(target=connection.sendall, args=(lines,))
+        sender.start()
+        answer = receive(connection, len(lines))
+        sender.join()
+        self.assertEqual(answer, revecho.reverse_lines(lines))
+
+    def test_random_sessions_in_random_pieces(self):
+        server, rng = self.serve(max_line=3000), random.Random(2)
+        for _ in range(30):
+            session = b"".join(
+                bytes(rng.choices(b"ab\r\xc3\xa9\xff", k=rng.choice((0, 1, 5, 900))))
+                + rng.choice((b"\n", b"\r\n"))
+                for _ in range(50)
+            ) + rng.choice((b"", b"end", b"end\r"))
+            parts, rest = [], session
+            while rest:
+                size = rng.choice((1, 2, 100, 5000))
+                parts, rest = [*parts, rest[:size]], rest[size:]
+            self.assertEqual(self.exchange(server, *parts), revecho.reverse_lines(session))
+
+
+class ServerTest(ServerCase):
+    def test_many_at_the_same_time(self):
+        server = self.serve()
+        connections = [self.connect(server) for _ in range(200)]
+        until(lambda: len(server.answered_at) == 200)
+        for turn in (b"first %d\n", b"second %d\n"):
+            for number, connection in enumerate(connections):
+                connection.sendall(turn % number)
+            for number, connection in reversed(list(enumerate(connections))):
+                line = turn % number
+                self.assertEqual(receive(connection, len(line)), revecho.reverse_lines(line))
+
+    def test_fixture_leaves_nothing(self):
+        threads = threading.active_count()
+        descriptors = len(os.listdir("/dev/fd"))
+        with revecho.running_server() as server:
+            port = server.server_address[1]
+            self.assertEqual(revecho.request("hello", port=port), "olleh")
+            idle = self.connect(server)
+            until(lambda: server.answered_at)
+        self.assertEqual(idle.recv(1), b"")
+        idle.close()
+        self.assertEqual(threading.active_count(), threads)
+        self.assertEqual(len(os.listdir("/dev/fd")), descriptors)
+        with self.assertRaises(ConnectionRefusedError):
+            revecho.request("hello", port=port)
+
+    def test_fixture_ends_with_an_exception(self):
+        threads = threading.active_count()
+        with self.assertRaises(KeyError), revecho.running_server() as server:
+            raise KeyError
+        self.assertEqual(server.socket.fileno(), -1)
+        self.assertEqual(threading.active_count(), threads)
+
+    def test_respond_can_be_overridden(self):
+        seen = []
+
+        class Handler(revecho.ReverseHandler):
+            def respond(self, lines):
+                seen.append(lines)
+                return b"%d\n" % len(lines)
+
+        server = self.serve(Handler)
+        self.assertEqual(self.exchange(server, b"one\ntwo\n"), b"8\n")
+        self.assertEqual(b"".join(seen), b"one\ntwo\n")
+
+    def test_handle_can_be_overridden(self):
+        class Handler(revecho.ReverseHandler):
+            def handle(self):
+                for line in self.rfile:
+                    self.wfile.write(line.upper())
+
+        self.assertEqual(self.exchange(self.serve(Handler), b"a\nb\n"), b"A\nB\n")
+
+    def test_respond_that_raises(self):
+        class Handler(revecho.ReverseHandler):
+            def respond(self, lines):
+                if lines.startswith(b"bad"):
+                    raise ConnectionResetError("of something else")
+                return super().respond(lines)
+
+        server = self.serve(Handler)
+        other = self.connect(server)
+        bad = self.connect(server, b"good\n")
+        self.assertEqual(receive(bad, 5), b"doog\n")
+        bad.sendall(b"bad\n" + b"x" * 100_000)
+        self.assertEqual(receive(bad), b"")  # and no reset
+        other.sendall(b"still here\n")
+        self.assertEqual(receive(other, 11), b"ereh llits\n")
+        bad.close()
+        until(lambda: len(server.answered_at) == 1)
+        (message,) = self.logged(logging.WARNING)
+        self.assertRegex(message, r"^127\.0\.0\.1:\d+: the handler failed Traceback$")
+
+    def test_addresses(self):
+        for host in ("127.0.0.1", "localhost", "::1", "0.0.0.0", "", "::"):
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            with contextlib.suppress(OSError), self.subTest(host), socket.socket(family) as probe:
+                probe.bind(("::1" if ":" in host else "127.0.0.1", 0))  # else this machine has none
+                with revecho.running_server((host, 0)) as server:
+                    port = server.server_address[1]
+                    here = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+                    self.assertEqual(revecho.request("hello", here, port), "olleh")
+
+    def test_log_of_a_connection(self):
+        server = self.serve()
+        self.assertEqual(self.exchange(server, b"hello\nyou"), b"olleh\nuoy")
+        until(lambda: not server.answered_at)
+        first, last = self.logged()
+        self.assertRegex(first, r"^127\.0\.0\.1:\d+ connected$")
+        self.assertRegex(last, r"^127\.0\.0\.1:\d+ gone, 9 bytes answered$")
+
+    def test_bad_arguments(self):
+        for limits in (
+            {"max_connections": 0},
+            {"max_line": 0},
+            {"idle_timeout": -1},
+            {"grace": -0.1},
+            {"idle_timeout": float("nan")},
+            {"grace": float("inf")},
+        ):
+            with self.assertRaisesRegex(ValueError, next(iter(limits))):
+                revecho.ReverseServer(("127.0.0.1", 0), **limits)
+        with self.assertRaises(OverflowError):
+            revecho.ReverseServer(("127.0.0.1", 70000))
+        with self.serve() as server, self.assertRaises(OSError):
+            revecho.ReverseServer(("192.0.2.1", server.server_address[1]))
+
+    def test_port_in_use_leaves_no_descriptor(self):
+        server = self.serve()
+        descriptors = os.listdir("/dev/fd")
+        with self.assertRaises(OSError):
+            revecho.ReverseServer(server.server_address)
+        self.assertEqual(os.listdir("/dev/fd"), descriptors)
+
+    def test_threads_are_reused(self):
+        names = set()
+
+        class Handler(revecho.ReverseHandler):
+            def respond(self, lines):
+                names.add(threading.current_thread().name)
+                return lines
+
+        server = self.serve(Handler)
+        for _ in range(20):
+            self.exchange(server, b"hello\n")
+            until(lambda: not server.answered_at)
+        self.assertLess(len(names), 10)
+
+    def test_resets_at_any_time(self):
+        threads, server = threading.active_count(), self.serve()
+        descriptors = len(os.listdir("/dev/fd"))
+        other = self.connect(server)
+        for number in range(1000):
+            connection = socket.create_connection(server.server_address, LIMIT)
+            connection.sendall((b"", b"half", b"whole\n", b"long\n" * 10_000)[number % 4])
+            if number % 8 > 5:
+                connection.recv(1)
+            reset(connection)
+        until(lambda: len(server.answered_at) == 1)
+        other.sendall(b"still here\n")
+        self.assertEqual(receive(other, 11), b"ereh llits\n")
+        other.close()
+        until(lambda: len(os.listdir("/dev/fd")) <= descriptors)
+        self.assert_threads(threads + 1)
+        messages = self.logged()
+        self.assertEqual([m for m in messages if "Traceback" in m or "\n" in m], [])
+        self.assertTrue(any("reset" in m for m in messages))
+
+
 def send_until_full(connection, line):
     """Send lines without reading until no more fit; return how many bytes were sent."""
     data = line * 1000
@@ -387,6 +659,151 @@ def answer_with(reply):
 
 def never_answer(connection):
     return connection.recv(65536) or True
+
+
+class ClientTest(ServerCase):
+    def test_request(self):
+        server = self.serve()
+        for text, reply in (
+            ("hello", "olleh"),
+            ("", ""),
+            ("añ€", "€ña"),
+            ("a\rb", "b\ra"),
+            ("\0\u2028", "\u2028\0"),
+            ("a\udcff", "\udcffa"),  # how Python hands over a byte that is not UTF-8
+            ("x" * 65535 + "y", "y" + "x" * 65535),
+        ):
+            self.assertEqual(revecho.request(text, *server.server_address), reply)
+        for text in ("a\n", "a\nb", "\n", "a\r", "a\r\n", "\ud800"):
+            with self.assertRaises(ValueError):
+                revecho.request(text, *server.server_address)
+
+    def test_request_refused(self):
+        server = self.serve(max_line=100)
+        for length in (101, 50_000_000):
+            with self.assertRaisesRegex(revecho.ReplyError, "error: line longer than 100 bytes"):
+                revecho.request("x" * length, *server.server_address)
+
+    def test_request_without_a_proper_reply(self):
+        for reply in (b"", b"oll", b"oll\n", b"ollehh\n", b"ollehh"):
+            for waits in (False, True):  # with the connection kept open the length must tell
+
+                def serve(connection, reply=reply, waits=waits):
+                    answer_with(reply)(connection)
+                    return waits and (b"\n" in reply or len(reply) > 5)
+
+                with other_server(serve) as address, self.assertRaises(revecho.ReplyError):
+                    revecho.request("hello", *address)
+
+    def test_timeout(self):
+        with other_server(never_answer) as address, self.assertRaises(OSError) as caught:
+            revecho.request("hello", *address, timeout=0.2)
+        self.assertNotIsInstance(caught.exception, ConnectionError)
+        with other_server(never_answer) as address, self.assertRaisesRegex(OSError, "no reply"):
+            revecho.stream(io.BytesIO(b"hello\n"), io.BytesIO(), *address, timeout=0.2)
+
+    def test_bad_arguments(self):
+        for port, timeout in ((-1, 1), (70000, 1), (1, 0), (1, -1), (1, float("nan"))):
+            with self.assertRaises(ValueError):
+                revecho.request("hello", "127.0.0.1", port, timeout)
+
+    def stream(self, source, address, **options):
+        sink = io.BytesIO()
+        count = revecho.stream(source, sink, *address[:2], **options)
+        self.assertEqual(count, len(sink.getvalue()))
+        return sink.getvalue()
+
+    def test_stream(self):
+        server = self.serve()
+        for lines in (
+            b"",
+            b"a",
+            b"ab\n",
+            b"ab\r\ncd\r",
+            os.urandom(1_000_000).replace(b"\n", b"\n\n"),
+        ):
+            answer = self.stream(io.BytesIO(lines), server.server_address)
+            self.assertEqual(answer, revecho.reverse_lines(lines))
+
+    def test_stream_through_a_server_that_reads_all_before_it_writes(self):
+        def serve(connection):
+            connection.sendall(revecho.reverse_lines(receive(connection)))
+
+        lines = b"hello\n" * 1_000_000
+        with other_server(serve) as address:
+            self.assertEqual(self.stream(io.BytesIO(lines), address), b"olleh\n" * 1_000_000)
+
+    def test_stream_of_a_source_that_pauses(self):
+        """Longer than the timeout, between lines and within one; what there is goes at once."""
+        server = self.serve()
+        reading, writing = os.pipe()
+        sink = queue.SimpleQueue()
+        target = mock.Mock(write=sink.put)
+        with open(reading, "rb") as source, open(writing, "wb", 0) as feed:
+            thread = threading.Thread(
+                target=lambda: sink.put(
+                    revecho.stream(source, target, *server.server_address, timeout=0.1)
+                )
+            )
+            thread.start()
+            for part, answer in ((b"one\n", b"eno\n"), (b"tw", None), (b"o\nthree", b"owt\n")):
+                feed.write(part)
+                if answer:
+                    self.assertEqual(sink.get(timeout=LIMIT), answer)
+                time.sleep(0.3)
+            feed.close()
+            self.assertEqual(sink.get(timeout=LIMIT), b"eerht")
+            self.assertEqual(sink.get(timeout=LIMIT), 13)
+            thread.join(LIMIT)
+
+    def test_stream_that_the_server_ends(self):
+        for reply, message in (
+            (b"", "closed the connection; 6 bytes"),
+            (b"oll", "; 3 bytes left unanswered"),
+            (b"olleh", "; 1 bytes left unanswered"),
+            (b"olleh\nx", "1 bytes more"),
+            (b"error: no\n", "error: no; 6 bytes left unanswered"),
+        ):
+            address = self.stack(other_server(answer_with(reply)))
+            with self.assertRaisesRegex(revecho.ReplyError, message):
+                self.stream(io.BytesIO(b"hello\n"), address)
+        server = self.serve(max_line=10)
+        with self.assertRaisesRegex(
+            revecho.ReplyError, "error: line longer than 10 bytes; 20 bytes"
+        ):
+            self.stream(io.BytesIO(b"hello\n" + b"x" * 20), server.server_address)
+        address = self.stack(other_server(lambda other: other.recv(1) and reset(other)))
+        with self.assertRaises(revecho.ReplyError):
+            self.stream(io.BytesIO(b"hello\n" * 1_000_000), address)
+
+    def test_stream_that_the_server_ends_while_the_source_pauses(self):
+        reading, writing = os.pipe()
+        address = self.stack(other_server(lambda _: None))
+        with (
+            open(reading, "rb", 0) as source,
+            open(writing, "wb", 0),
+            self.assertRaisesRegex(revecho.ReplyError, "; 0 bytes left"),
+        ):
+            self.stream(source, address)
+
+    def test_stream_of_a_source_that_fails(self):
+        class Source(io.BytesIO):
+            def read1(self, _):
+                return super().read1(2) or 1 / 0
+
+        server = self.serve()
+        with self.assertRaises(ZeroDivisionError):
+            self.stream(Source(b"hello\nyou"), server.server_address)
+        with self.assertRaises(TypeError):
+            self.stream(io.StringIO("hello\n"), server.server_address)
+
+    def test_stream_into_a_sink_that_fails(self):
+        threads, server = threading.active_count(), self.serve()
+        with self.assertRaises(ZeroDivisionError):
+            sink = mock.Mock(write=lambda _: 1 / 0)
+            revecho.stream(io.BytesIO(b"hello\n" * 10_000_000), sink, *server.server_address)
+        until(lambda: not server.answered_at)
+        self.assert_threads(threads + 1)
 
 
 def netcat():
