@@ -47,7 +47,7 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Callable
 
-__all__ = ["HOST", "PORT", "ReplyError", "ReverseHandler", "ReverseServer", "request"]
+__all__ = ["HOST", "PORT", "ReplyError", "ReverseHandler", "ReverseServer", "main", "request"]
 __all__ += ["reverse_lines", "reverse_text", "running_server", "stream"]
 __version__ = "1.0"
 
@@ -703,3 +703,137 @@ def _reply_error(sent: int, received: int, tail: bytes) -> ReplyError:
     if received > sent:
         return ReplyError(f"{received - sent} bytes more than the reply to {sent} has")
     return ReplyError(f"{why}; {sent - received} bytes left unanswered")
+
+
+# The command line
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line *argv*, or sys.argv, and return the exit status.
+
+    0 done; 1 the connection failed or ended early; 2 wrong usage; 130 interrupted.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # whoever read standard output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python flushes at its end
+        return 0
+    except (OSError, ValueError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        print(f"revecho: {_address((args.host, args.port))}: {why}", file=sys.stderr)
+        return 1 if isinstance(error, OSError) else 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--host", default=HOST, help="address or name (default: %(default)s)")
+    common.add_argument("--port", type=int, default=PORT, help="(default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="revecho", description="Answer every line with its reverse, over TCP."
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    server = commands.add_parser("server", parents=[common], help="answer lines until Ctrl-C")
+    server.set_defaults(run=_serve)
+    option = server.add_argument
+    option("--max-connections", metavar="N", type=int, default=MAX_CONNECTIONS,
+           help="connections at a time; others wait (default: %(default)s)")
+    option("--max-line", metavar="BYTES", type=int, default=MAX_LINE,
+           help="length of a line (default: %(default)s)")
+    option("--idle-timeout", metavar="SECONDS", type=float, default=IDLE_TIMEOUT,
+           help="time without a line answered; 0 for no end (default: %(default)g)")
+    option("--grace", metavar="SECONDS", type=float, default=GRACE,
+           help="time to finish in when stopped (default: %(default)g)")
+    option("--reuse-port", action="store_true", help="share the port with other processes")
+    loudness = server.add_mutually_exclusive_group()
+    loudness.add_argument("-q", "--quiet", dest="level", action="store_const",
+                          const=logging.WARNING, default=logging.INFO, help="log only warnings")
+    loudness.add_argument("-v", "--verbose", dest="level", action="store_const",
+                          const=logging.DEBUG, help="log more")
+
+    client = commands.add_parser("client", parents=[common], help="send lines, print the replies")
+    client.set_defaults(run=_talk)
+    client.add_argument("--timeout", metavar="SECONDS", type=float, default=10.0,
+                        help="for connecting and for each reply (default: %(default)g)")
+    client.add_argument("--ask", action="store_true", help="ask whether to send again")
+    client.add_argument("message", metavar="MESSAGE", nargs="*",
+                        help="a line to send; without any, standard input is sent")
+    return parser
+
+
+def _serve(args: argparse.Namespace) -> int:
+    caught: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def stop(number: int, _: Any) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)  # a second signal ends the process at once
+        caught.put(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    logging.basicConfig(level=args.level, format="%(asctime)s %(message)s")
+    ReverseServer.allow_reuse_port = args.reuse_port
+    with running_server(
+        (args.host, args.port),
+        max_connections=args.max_connections,
+        max_line=args.max_line,
+        idle_timeout=args.idle_timeout,
+        grace=args.grace,
+    ) as server:
+        print("listening on", _address(server.server_address), flush=True)
+        while True:
+            with contextlib.suppress(queue.Empty):
+                caught.get(timeout=1)  # Windows lets no Ctrl-C through in a wait without an end
+                break
+    return 0
+
+
+def _talk(args: argparse.Namespace) -> int:
+    server = args.host, args.port, args.timeout
+    if args.ask and not args.message:
+        raise ValueError("--ask needs a MESSAGE")
+    for file in (sys.stdin, sys.stdout):
+        if isinstance(file, io.TextIOWrapper):
+            file.reconfigure(errors="surrogateescape")
+    if args.message:
+        _say(args.message, server)
+        for answer in _typed("Do you want to continue (y/n)? ") if args.ask else ():
+            if answer.strip().lower() != "y":
+                break
+            _say(args.message, server)
+    elif sys.stdin and sys.stdin.isatty():
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  gives input() line editing
+        _connect(*server).close()  # if nobody listens, say so before anything is typed
+        for line in _typed("> "):
+            _say([line], server)
+    else:
+        with open(0, "rb", 0, closefd=False) as source, open(1, "wb", closefd=False) as sink:
+            stream(source, sink, *server)
+    return 0
+
+
+def _say(texts: list[str], server: tuple[str, int, float]) -> None:
+    for text in texts:
+        print(request(text, *server), flush=True)
+
+
+def _typed(prompt: str) -> Iterator[str]:
+    """Yield the lines that a person types, until Ctrl-D."""
+    while True:
+        try:
+            line = input(prompt)
+        except (EOFError, KeyboardInterrupt) as end:
+            print()  # leaves the prompt's line
+            if isinstance(end, EOFError):
+                return
+            raise
+        yield line
+
+
+if __name__ == "__main__":
+    sys.exit(main())

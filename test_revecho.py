@@ -601,6 +601,404 @@ class ServerTest(ServerCase):
         self.assertTrue(any("reset" in m for m in messages))
 
 
+class LimitsTest(ServerCase):
+    def setUp(self):
+        super().setUp()
+        self.ahead = 0  # seconds by which the clock has been put forward
+        clock = time.monotonic
+        self.stack(mock.patch.object(time, "monotonic", lambda: clock() + self.ahead))
+
+    def advance(self, server, seconds):
+        """Put the clock forward, and wait until the server has looked over its connections."""
+        before = server._next_look
+        self.ahead += seconds
+        until(lambda: server._next_look > before + seconds)
+
+    def test_longest_line(self):
+        for limit in (1, 2, 3, 100, 65535, 65536, 65537, 150_000):
+            server = self.serve(max_line=limit)
+            before = b"\n" + b"a\n" * 5
+            line = bytes(itertools.islice(itertools.cycle(b"abcdefg"), limit))
+            error = b"error: line longer than %d bytes\n" % limit
+            for start, ending in itertools.product(
+                (line, line[:-1] + b"\r"), (b"\n", b"\r\n", b"")
+            ):
+                if start.endswith(b"\r") and ending == b"\n":
+                    continue  # that is a shorter line
+                session = before + start + ending
+                longer = before + b"x" + start + ending
+                for cut in (len(before), len(before) + limit // 2, len(session) - 1, len(session)):
+                    answer = self.exchange(server, session[:cut], session[cut:])
+                    self.assertEqual(answer, revecho.reverse_lines(session), (limit, ending, cut))
+                    answer = self.exchange(server, longer[:cut], longer[cut:])
+                    self.assertEqual(answer, before + error, (limit, ending, cut))
+                    if ending:
+                        answer = self.exchange(server, longer[:cut], longer[cut:], before)
+                        self.assertEqual(answer, before + error, (limit, ending, cut))
+
+    def test_error_arrives_though_the_client_goes_on_sending(self):
+        process, address = self.stack(running_process("--max-line", "1000"))
+        connection = self.connect(address)
+        memory = resident(process.pid)
+        connection.sendall(b"hello\n" * 1000)
+        block = b"x" * (1 << 20)
+        for _ in range(300):
+            connection.sendall(block)
+        answer = receive(connection)
+        self.assertEqual(answer, b"olleh\n" * 1000 + b"error: line longer than 1000 bytes\n")
+        self.assertLess(resident(process.pid) - memory, 20_000)
+
+    def test_no_memory_for_a_line_that_never_ends(self):
+        process, address = self.stack(running_process("--max-line", str(1 << 30)))
+        connection = self.connect(address)
+        memory = resident(process.pid)
+        connection.sendall(b"x" * (20 << 20))
+        until(lambda: resident(process.pid) - memory > 19_000)  # it is held, and once only
+        self.assertLess(resident(process.pid) - memory, 30_000)
+        connection.sendall(b"\n")
+        self.assertEqual(len(receive(connection, (20 << 20) + 1)), (20 << 20) + 1)
+
+    def test_drain_is_bounded_in_time(self):
+        server = self.serve(max_line=10, grace=0.2)
+        connection = self.connect(server, b"x" * 11)
+        self.assertEqual(receive(connection), b"error: line longer than 10 bytes\n")
+        until(lambda: not server.answered_at)  # though we have not closed
+
+    def test_drain_is_bounded_in_time_for_one_who_drips(self):
+        server = self.serve(max_line=10, grace=0.2)
+        connection = self.connect(server, b"x" * 11)
+        with self.assertRaises(ConnectionError):
+            until(lambda: connection.sendall(b"x"))
+
+    def test_drain_is_bounded_in_amount(self):
+        self.stack(mock.patch.object(revecho, "_DRAIN", 1 << 20))
+        server = self.serve(max_line=10, grace=LIMIT)
+        connection = self.connect(server, b"x" * 11)
+        with self.assertRaises(ConnectionError):
+            for _ in range(1000):
+                connection.sendall(b"x" * (1 << 20))
+
+    def test_silent_client(self):
+        server = self.serve()
+        silent, talking = self.connect(server), self.connect(server)
+        until(lambda: len(server.answered_at) == 2)
+        self.advance(server, 59)
+        self.assertFalse(readable(silent))
+        talking.sendall(b"hello\n")
+        receive(talking, 6)
+        self.advance(server, 2)
+        self.assertEqual(silent.recv(1), b"")
+        talking.sendall(b"hello\n")
+        self.assertEqual(receive(talking, 6), b"olleh\n")
+
+    def test_client_that_gets_a_line_answered_now_and_then(self):
+        server = self.serve()
+        connection = self.connect(server)
+        for _ in range(4):
+            connection.sendall(b"hel")
+            self.advance(server, 50)
+            connection.sendall(b"lo\n")
+            self.assertEqual(receive(connection, 6), b"olleh\n")
+
+    def test_client_that_drips(self):
+        server = self.serve(idle_timeout=7.5)
+        connection = self.connect(server, b"one\n")
+        receive(connection, 4)
+        for byte in b"abc":
+            connection.sendall(bytes([byte]))
+            self.advance(server, 3)
+        self.assertEqual(receive(connection), b"error: line not finished within 7.5 seconds\n")
+        until(lambda: not server.answered_at)
+
+    def test_client_that_does_not_read(self):
+        server = self.serve()
+        connection = self.connect(server)
+        send_until_full(connection, b"hello\n")
+
+        def cut():  # once no more is answered, which can be a moment after our side is full
+            self.advance(server, 61)
+            return not server.answered_at
+
+        until(cut)
+
+    def test_no_idle_timeout(self):
+        server = self.serve(idle_timeout=0)
+        connection = self.connect(server, b"hel")
+        until(lambda: server.answered_at)
+        self.advance(server, 1e6)
+        connection.sendall(b"lo\n")
+        self.assertEqual(receive(connection, 6), b"olleh\n")
+
+    def test_crowd_waits_at_the_limit(self):
+        server = self.serve(max_connections=3)
+        for _ in range(2):
+            crowd = [self.connect(server, b"hello\n") for _ in range(12)]
+            served = 0
+            while crowd:
+                ready = until(lambda crowd=crowd: select.select(crowd, [], [], 1)[0])
+                self.assertLessEqual(len(server.answered_at), 3)
+                for connection in ready:
+                    self.assertEqual(receive(connection, 6), b"olleh\n")
+                    crowd.remove(connection)
+                    connection.close()
+                    served += 1
+            self.assertEqual(served, 12)
+            until(lambda: not server.answered_at)
+            self.assertEqual(
+                self.logged(logging.WARNING), ["3 connections: others wait until one ends"]
+            )
+            self.advance(server, 1)  # the next crowd is another
+
+    def test_those_who_wait_are_not_accepted(self):
+        server = self.serve(max_connections=2)
+        first, _, third = (self.connect(server, b"hello\n") for _ in range(3))
+        self.advance(server, 1)
+        self.advance(server, 1)
+        self.assertFalse(readable(third))
+        self.assertEqual(len(server.answered_at), 2)
+        first.close()
+        self.assertEqual(receive(third, 6), b"olleh\n")
+
+    def test_idle_clients_give_way_at_the_limit(self):
+        server = self.serve(max_connections=1)
+        silent, waiting = self.connect(server), self.connect(server, b"hello\n")
+        until(lambda: server.answered_at)
+        self.advance(server, 61)
+        self.assertEqual(silent.recv(1), b"")
+        self.assertEqual(receive(waiting, 6), b"olleh\n")
+
+    def test_nothing_stays_behind_after_a_crowd(self):
+        threads, server = threading.active_count(), self.serve()
+        descriptors = len(os.listdir("/dev/fd"))
+        crowd = [self.connect(server, b"hello\n") for _ in range(300)]
+        for connection in crowd:
+            receive(connection, 6)
+        self.assertGreater(threading.active_count(), 300)
+        for connection in crowd:
+            connection.close()
+        until(lambda: len(os.listdir("/dev/fd")) <= descriptors)
+        self.assert_threads(threads + 1)
+        until(lambda: len(server._workers) <= 1)
+
+
+class ExhaustionTest(ServerCase):
+    def serve_through(self, process, address, count=150):
+        """Let *count* clients in at once, and see that in the end each is served."""
+        crowd = [self.connect(address, b"hello\n") for _ in range(count)]
+        before = processor_seconds(process.pid)
+        time.sleep(1)
+        self.assertLess(processor_seconds(process.pid) - before, 0.3)  # it does not spin
+        while crowd:
+            ready = until(lambda: select.select(crowd, [], [], 1)[0])
+            for connection in ready:
+                self.assertEqual(receive(connection, 6), b"olleh\n")
+                crowd.remove(connection)
+                connection.close()
+
+    def exhaust(self, what, program=("-W", "error", "revecho.py"), prepare=None):
+        """Run a server short of something; see that it serves everyone and stops on a signal."""
+        with tempfile.TemporaryFile("w+") as log:
+            with running_process(program=program, stderr=log) as (process, address):
+                if prepare:
+                    prepare(process)
+                self.serve_through(process, address)
+                crowd = [self.connect(address, b"hello\n") for _ in range(150)]
+                until(lambda: select.select(crowd, [], [], 1)[0])
+                process.send_signal(signal.SIGTERM)  # while it is exhausted again
+                self.assertEqual(process.wait(LIMIT), 0)
+            log.seek(0)
+            text = log.read()
+        self.assertNotIn("Traceback", text)
+        self.assertIn(text.count("cannot accept, others wait: " + what), (1, 2, 3), text[-500:])
+
+    @unittest.skipUnless(LINUX, "needs prlimit")
+    def test_descriptors(self):
+        self.exhaust(
+            "[Errno 24]",
+            prepare=lambda process: resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (60, 60)),
+        )
+
+    @unittest.skipUnless(LINUX and os.getuid() == 0, "needs an account of its own")
+    def test_threads(self):
+        script = """if True:
+            import encodings.idna, os, resource, sys
+            import revecho
+            revecho._parser().parse_args()  # imports what it needs
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            resource.setrlimit(resource.RLIMIT_NPROC, (30, 30))
+            sys.exit(revecho.main())
+        """
+        self.exhaust("can't start new thread", program=("-c", script))
+
+    def test_threads_of_this_process(self):
+        start, room = threading.Thread.start, threading.active_count() + 4
+
+        def start_if_there_is_room(thread):
+            if threading.active_count() >= room:
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        server = self.serve()
+        with mock.patch.object(threading.Thread, "start", start_if_there_is_room):
+            crowd = [self.connect(server, b"hello\n") for _ in range(10)]
+            for connection in crowd:
+                self.assertEqual(receive(connection, 6), b"olleh\n")
+                connection.close()
+        self.assertEqual(
+            self.logged(logging.WARNING), ["cannot accept, others wait: can't start new thread"]
+        )
+
+
+class StoppingTest(ServerCase):
+    def closing(self, server):
+        """Close the server from a thread of its own, and return that once it has begun to."""
+        thread = threading.Thread(target=server.server_close)
+        thread.start()
+        until(lambda: server.stopping)
+        return thread
+
+    def test_received_lines_are_answered(self):
+        """Also those that the kernel holds and the handler has not seen."""
+        begun, go = threading.Event(), threading.Event()
+
+        class Handler(revecho.ReverseHandler):
+            def respond(self, lines):
+                begun.set()
+                self.server.stopping or go.wait(LIMIT)
+                return super().respond(lines)
+
+        for rest, answer in ((b"c\r\n", b"c\r\n"), (b"half", b""), (b"", b"")):
+            begun.clear()
+            go.clear()
+            server = self.serve(Handler, grace=LIMIT)
+            connection = self.connect(server, b"first\n")
+            begun.wait(LIMIT)
+            lines = b"".join(b"line %d\n" % number for number in range(20_000))
+            connection.sendall(lines + rest)
+            thread = self.closing(server)
+            go.set()
+            self.assertEqual(
+                receive(connection), b"tsrif\n" + revecho.reverse_lines(lines) + answer
+            )
+            thread.join(LIMIT)
+            self.assertFalse(thread.is_alive())
+
+    def test_received_lines_are_answered_to_a_client_that_reads_late(self):
+        server = self.serve(grace=LIMIT)
+        connection = self.connect(server)
+        sent = send_until_full(connection, b"hello\n")
+        thread = self.closing(server)
+        answer = receive(connection)
+        self.assertEqual(answer, b"olleh\n" * (sent // 6))
+        thread.join(LIMIT)
+        self.assertFalse(thread.is_alive())
+
+    def test_idle_clients_hold_nothing_up(self):
+        server = self.serve(grace=10 * LIMIT)
+        crowd = [self.connect(server) for _ in range(50)]
+        crowd[0].sendall(b"whole\nhalf")
+        self.assertEqual(receive(crowd[0], 6), b"elohw\n")
+        until(lambda: len(server.answered_at) == 50)
+        started = time.monotonic()
+        server.server_close()
+        self.assertLess(time.monotonic() - started, LIMIT)
+        for connection in crowd:
+            self.assertEqual(receive(connection), b"")  # nor is a line cut short answered
+
+    def test_client_that_goes_on_sending(self):
+        """It gets whole lines and then the end, not a reset, and does not hold up the stop."""
+        server = self.serve(grace=1)
+        connection = self.connect(server)
+        received = []
+
+        def send():
+            with contextlib.suppress(OSError):
+                while True:
+                    connection.sendall(b"hello\n" * 10_000)
+
+        reader = threading.Thread(target=lambda: received.append(receive(connection)))
+        sender = threading.Thread(target=send)
+        for thread in (reader, sender):
+            thread.start()
+        until(lambda: any(server.answered_at.values()))
+        server.server_close()
+        reader.join(LIMIT)
+        sender.join(LIMIT)
+        self.assertEqual(received[0], b"olleh\n" * (len(received[0]) // 6))
+
+    def test_client_that_does_not_read_is_cut(self):
+        threads = threading.active_count()
+        server = self.serve(grace=0.3)
+        connection = self.connect(server)
+        send_until_full(connection, b"hello\n")
+        server.server_close()
+        self.assert_threads(threads)
+
+    def test_at_the_limit(self):
+        server = self.serve(max_connections=1)
+        first, second = self.connect(server, b"hello\n"), self.connect(server, b"hello\n")
+        receive(first, 6)
+        server.server_close()
+        self.assertEqual(receive(first), b"")
+        with contextlib.suppress(ConnectionResetError):
+            self.assertEqual(receive(second), b"")
+
+    def test_handler_that_hangs_is_left_behind(self):
+        go = threading.Event()
+
+        class Handler(revecho.ReverseHandler):
+            def respond(self, lines):
+                go.wait(LIMIT)
+                return lines
+
+        server = self.serve(Handler, grace=0)
+        self.addCleanup(go.set)
+        self.connect(server, b"hello\n")
+        until(lambda: server.answered_at)
+        server.server_close()
+
+    def test_in_any_order(self):
+        with revecho.ReverseServer(("127.0.0.1", 0)) as server:
+            pass  # never served
+        server.server_close()
+        server.serve_forever()  # returns at once
+        for _ in range(100):
+            with revecho.running_server():
+                pass  # perhaps before the accepting thread has begun
+
+    def test_shutdown_only_pauses(self):
+        with revecho.ReverseServer(("127.0.0.1", 0)) as server:
+            for _ in range(2):
+                thread = threading.Thread(target=server.serve_forever)
+                thread.start()
+                self.assertEqual(self.exchange(server, b"hello\n"), b"olleh\n")
+                server.shutdown()
+                thread.join()
+
+    def test_signals(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with running_process("--grace", "60", stderr=subprocess.PIPE) as (process, address):
+                idle = self.connect(address, b"hello\n")
+                receive(idle, 6)
+                process.send_signal(number)
+                self.assertEqual(receive(idle), b"")
+                self.assertEqual(process.wait(LIMIT), 0)
+                self.assertNotIn("Traceback", process.stderr.read())
+
+    def test_second_signal(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with running_process("--grace", "60") as (process, address):
+                connection = self.connect(address)
+                send_until_full(connection, b"hello\n")
+                process.send_signal(number)
+                until(lambda address=address: not listening(address))  # it has begun to stop
+                self.assertIsNone(process.poll())
+                process.send_signal(number)
+                self.assertEqual(process.wait(LIMIT), -number)
+
+
 def send_until_full(connection, line):
     """Send lines without reading until no more fit; return how many bytes were sent."""
     data = line * 1000
@@ -804,6 +1202,357 @@ class ClientTest(ServerCase):
             revecho.stream(io.BytesIO(b"hello\n" * 10_000_000), sink, *server.server_address)
         until(lambda: not server.answered_at)
         self.assert_threads(threads + 1)
+
+
+class CommandLineTest(ServerCase):
+    def run_client(self, *arguments, port, stdin=b"", **keywords):
+        return subprocess.run(
+            [
+                sys.executable,
+                "-W",
+                "error",
+                "revecho.py",
+                "client",
+                "--port",
+                str(port),
+                *arguments,
+            ],
+            cwd=HERE,
+            input=stdin,
+            capture_output=True,
+            timeout=LIMIT,
+            check=False,
+            **keywords,
+        )
+
+    def assert_done(self, done, stdout, status=0, stderr=rb"\A\Z"):
+        self.assertRegex(done.stderr, stderr)
+        self.assertEqual((done.stdout, done.returncode), (stdout, status))
+        self.assertNotIn(b"Traceback", done.stderr)
+        if status:
+            self.assertEqual(done.stderr.count(b"\n"), 1, done.stderr)
+
+    def free_port(self):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            return listener.getsockname()[1]
+
+    def test_messages(self):
+        port = self.serve().server_address[1]
+        done = self.run_client("hello", "", "two words", "añ", "--", "-n", port=port)
+        self.assert_done(done, "olleh\n\nsdrow owt\nña\nn-\n".encode())
+        done = self.run_client(b"\xff\xc3", "hi", port=port)
+        self.assert_done(done, b"\xc3\xff\nih\n")
+
+    def test_ask(self):
+        port = self.serve().server_address[1]
+        question = b"Do you want to continue (y/n)? "
+        for answers, times in ((b"y\nY\nn\n", 3), (b"y\n\n", 2), (b"n\n", 1)):
+            done = self.run_client("--ask", "ab", "cd", port=port, stdin=answers)
+            self.assert_done(done, (b"ba\ndc\n" + question) * times)
+        done = self.run_client("--ask", "ab", port=port, stdin=b"")
+        self.assert_done(done, b"ba\n" + question + b"\n")
+
+    def test_filter(self):
+        port = self.serve().server_address[1]
+        lines = (
+            b"".join(b"line %d\r\n \xc3\xa9\xff\n" % number for number in range(50_000)) + b"end"
+        )
+        self.assert_done(self.run_client(port=port, stdin=lines), revecho.reverse_lines(lines))
+        self.assert_done(self.run_client(port=port, stdin=b""), b"")
+
+    @unittest.skipUnless(LINUX, "needs /proc")
+    def test_filter_holds_nothing(self):
+        """200 MB, the far end of the filter reading slowly at first."""
+        port = self.serve().server_address[1]
+        block = b"0123456789\n" * 100_000
+        with subprocess.Popen(
+            [sys.executable, "revecho.py", "client", "--port", str(port)],
+            cwd=HERE,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as client:
+            feeder = threading.Thread(
+                target=lambda: [client.stdin.write(block) for _ in range(190)]
+            )
+            feeder.start()
+            time.sleep(0.3)
+            memory, count = resident(client.pid), 0
+            while count < 190 * len(block):
+                data = client.stdout.read(len(block))
+                self.assertEqual(data, b"9876543210\n" * 100_000)
+                count += len(data)
+            self.assertLess(resident(client.pid) - memory, 10_000)
+            feeder.join()
+            client.stdin.close()
+            self.assertEqual(client.wait(LIMIT), 0)
+
+    def test_filter_is_live(self):
+        port = self.serve().server_address[1]
+        with subprocess.Popen(
+            [sys.executable, "revecho.py", "client", "--port", str(port), "--timeout", "0.5"],
+            cwd=HERE,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as client:
+            for line in (b"one\n", b"two\n"):
+                client.stdin.write(line)
+                client.stdin.flush()
+                self.assertEqual(client.stdout.readline(), revecho.reverse_lines(line))
+
+    def test_standard_output_closed(self):
+        port = self.serve().server_address[1]
+        lines = b"hello\n" * 1_000_000
+        for arguments, stdin in (((), lines), (["hello"] * 3, b"")):
+            reading, writing = os.pipe()
+            os.close(reading)
+            with open(writing, "wb") as stdout:
+                done = subprocess.run(
+                    [sys.executable, "revecho.py", "client", "--port", str(port), *arguments],
+                    cwd=HERE,
+                    input=stdin,
+                    stdout=stdout,
+                    stderr=subprocess.PIPE,
+                    timeout=LIMIT,
+                    check=False,
+                )
+            self.assertEqual((done.returncode, done.stderr), (0, b""))
+
+    def test_failures(self):
+        for arguments, stdin in ((["hello"], b""), ([], b"hello\n")):
+            port = self.free_port()
+            done = self.run_client(*arguments, port=port, stdin=stdin)
+            self.assert_done(done, b"", 1, b"revecho: 127.0.0.1:%d: Connection refused\n" % port)
+            done = self.run_client(
+                *arguments, "--host", "no.such.host.invalid", port=1, stdin=stdin
+            )
+            self.assert_done(done, b"", 1, rb"revecho: no\.such\.host\.invalid:1: .+\n")
+            done = self.run_client(*arguments, "--host", "::1", port=port, stdin=stdin)
+            self.assert_done(done, b"", 1, rb"revecho: \[::1\]:%d: .+\n" % port)
+            for serve, why in (
+                (answer_with(b""), rb"closed the connection; 6 bytes left unanswered"),
+                (answer_with(b"error: no\n"), rb"error: no; 6 bytes left unanswered"),
+                (answer_with(b"ollehh\n"), rb"1 bytes more"),
+            ):
+                with other_server(serve) as (_, port):
+                    done = self.run_client(*arguments, port=port, stdin=stdin)
+                done.stdout = b""
+                self.assert_done(done, b"", 1, rb"revecho: 127\.0\.0\.1:%d: .*" % port + why)
+            with other_server(never_answer) as (_, port):
+                done = self.run_client(*arguments, "--timeout", "0.2", port=port, stdin=stdin)
+                self.assert_done(done, b"", 1, rb"revecho: .*:\d+: (timed out|no reply)")
+        port = self.serve(max_line=10).server_address[1]
+        done = self.run_client("x" * 11, port=port)
+        self.assert_done(
+            done, b"", 1, b"error: line longer than 10 bytes; 12 bytes left unanswered"
+        )
+
+    def test_wrong_usage(self):
+        for arguments in (
+            ["--port", "70000", "a"],
+            ["--port", "-1", "a"],
+            ["--ask"],
+            ["--timeout", "0", "a"],
+            ["--timeout", "nan", "a"],
+            ["a\nb"],
+        ):
+            self.assert_done(self.run_client(*arguments, port=1), b"", 2, b"revecho: ")
+        for arguments in (["--no-such-option"], ["--timeout", "x"]):
+            done = self.run_client(*arguments, port=1)
+            self.assertEqual((done.returncode, done.stdout), (2, b""))
+
+    def test_interrupt(self):
+        for arguments, stdin in ((["hello"], subprocess.DEVNULL), ([], subprocess.PIPE)):
+            ready = threading.Event()
+
+            def serve(connection, ready=ready, arguments=arguments):
+                if arguments:
+                    connection.recv(6)  # and it waits for the reply
+                ready.set()
+                return True
+
+            port = self.stack(other_server(serve))[1]
+            with subprocess.Popen(
+                [sys.executable, "revecho.py", "client", "--port", str(port), *arguments],
+                cwd=HERE,
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            ) as client:
+                ready.wait(LIMIT)
+                client.send_signal(signal.SIGINT)
+                self.assertEqual(client.wait(LIMIT), 130)
+                self.assertEqual(client.stderr.read(), b"")
+
+    def run_server(self, *arguments):
+        return subprocess.run(
+            [sys.executable, "revecho.py", "server", *arguments],
+            cwd=HERE,
+            capture_output=True,
+            timeout=LIMIT,
+            check=False,
+        )
+
+    def test_server_failures(self):
+        port = str(self.serve().server_address[1])
+        for arguments, status, why in (
+            (["--port", port], 1, b"revecho: 127.0.0.1:%s: .*in use" % port.encode()),
+            (["--port", "0", "--host", "no.such.host.invalid"], 1, rb"revecho: no\.such\.host"),
+            (["--port", "70000"], 2, b"revecho: .*port must be 0-65535"),
+            (["--port", "-1"], 2, b"revecho: .*port must be 0-65535"),
+            (["--max-connections", "0"], 2, b"revecho: .*max_connections must be at least 1"),
+            (["--max-line", "-5"], 2, b"revecho: .*max_line must be at least 1"),
+            (["--idle-timeout", "-1"], 2, b"revecho: .*idle_timeout must be at least 0"),
+            (["--grace", "nan"], 2, b"revecho: .*grace must be at least 0"),
+        ):
+            self.assert_done(self.run_server(*arguments), b"", status, why)
+        for arguments in (["-q", "-v"], ["--port", "x"], ["extra"]):
+            self.assertEqual(self.run_server(*arguments).returncode, 2)
+
+    def test_version_and_help(self):
+        for option, text in (("--version", b"revecho %s\n" % revecho.__version__.encode()),):
+            done = subprocess.run(
+                [sys.executable, "revecho.py", option], cwd=HERE, capture_output=True, check=True
+            )
+            self.assertEqual(done.stdout, text)
+        done = self.run_server("--help")
+        for option in (
+            b"--max-connections",
+            b"--max-line",
+            b"--idle-timeout",
+            b"--grace",
+            b"--host",
+            b"--reuse-port",
+            b"--port",
+            b"65536",
+            b"1000",
+            b"2002",
+            b"127.0.0.1",
+        ):
+            self.assertIn(option, done.stdout)
+
+    def test_server_log(self):
+        for option, expected in (
+            ("", [r"127\.0\.0\.1:\d+ connected", r"127\.0\.0\.1:\d+ gone, 6 bytes answered"]),
+            ("--quiet", []),
+            ("-q", []),
+            (
+                "-v",
+                [
+                    "Thread-.* started",
+                    "connected",
+                    "gone",
+                ],
+            ),
+        ):
+            options = [option] if option else []
+            with running_process(*options, stderr=subprocess.PIPE) as (process, address):
+                self.assertEqual(revecho.request("hello", *address), "olleh")
+                process.terminate()
+                self.assertEqual(process.wait(LIMIT), 0)
+                lines = process.stderr.read().splitlines()
+                self.assertEqual(process.stdout.read(), "")
+            for line, pattern in zip(lines, expected):
+                self.assertRegex(line, pattern)
+            self.assertEqual(bool(lines), bool(expected))
+
+    def test_server_on_ipv6(self):
+        with running_process("--host", "::1") as (_, address):
+            if not address[1]:
+                self.skipTest("no IPv6 here")
+            self.assertEqual(address[0], "::1")
+            done = self.run_client("--host", "::1", "hello", port=address[1])
+            self.assert_done(done, b"olleh\n")
+
+    @unittest.skipUnless(hasattr(socket, "SO_REUSEPORT") and LINUX, "needs SO_REUSEPORT")
+    def test_reuse_port(self):
+        with running_process("--reuse-port", stderr=subprocess.PIPE) as (one, address):
+            port = str(address[1])
+            with running_process("--reuse-port", "--port", port, stderr=subprocess.PIPE) as (
+                two,
+                _,
+            ):
+                for _ in range(50):
+                    self.assertEqual(revecho.request("hello", *address), "olleh")
+                for process in (one, two):
+                    process.terminate()
+                    self.assertIn("connected", process.stderr.read())
+                self.assertEqual(
+                    self.run_server("--port", port, "--reuse-port", "--grace", "x").returncode, 2
+                )
+
+
+class PromptTest(ServerCase):
+    """The client at a terminal."""
+
+    def start(self, *arguments):
+        ours, theirs = pty.openpty()
+        client = self.stack(
+            subprocess.Popen(
+                [sys.executable, "-W", "error", "revecho.py", "client", *arguments],
+                cwd=HERE,
+                stdin=theirs,
+                stdout=theirs,
+                stderr=theirs,
+                start_new_session=True,
+                env={**os.environ, "TERM": "dumb"},
+            )
+        )
+        self.addCleanup(client.kill)
+        os.close(theirs)
+        self.terminal = self.stack(open(ours, "r+b", 0))  # noqa: SIM115
+        return client
+
+    def expect(self, text):
+        """Read until *text* has come; return what came up to its end."""
+        shown = b""
+        while text not in shown:
+            self.assertTrue(select.select([self.terminal], [], [], LIMIT)[0], shown)
+            shown += self.terminal.read(1)
+        return shown
+
+    def rest(self):
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO is the end
+            while data := self.terminal.read(1000):
+                shown += data
+        return shown.replace(b"\r", b"")
+
+    def test_lines(self):
+        server = self.serve()
+        client = self.start("--port", str(server.server_address[1]))
+        for typed, shown in (
+            (b"hello", b"olleh\r\n"),
+            (b"", b"\r\n"),
+            ("añ".encode(), "ña\r\n".encode()),
+        ):
+            self.expect(b"> ")
+            self.terminal.write(typed + b"\n")
+            self.expect(typed + b"\r\n")
+            self.expect(shown)
+        self.expect(b"> ")
+        for connection in list(server.answered_at):  # as if the person had thought for too long
+            connection.shutdown(socket.SHUT_RDWR)
+        self.terminal.write(b"still here\n")
+        self.expect(b"ereh llits\r\n")
+        self.expect(b"> ")
+        self.terminal.write(b"\x04")
+        self.assertEqual(self.rest(), b"\n")
+        self.assertEqual(client.wait(LIMIT), 0)
+
+    def test_interrupt(self):
+        for arguments in ((), ("--ask", "hello")):
+            client = self.start("--port", str(self.serve().server_address[1]), *arguments)
+            self.expect(b"? " if arguments else b"> ")
+            client.send_signal(signal.SIGINT)
+            self.assertEqual(self.rest(), b"\n")
+            self.assertEqual(client.wait(LIMIT), 130)
+
+    def test_nobody_listens(self):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = str(listener.getsockname()[1])
+        client = self.start("--port", port)
+        self.assertEqual(self.rest(), f"revecho: 127.0.0.1:{port}: Connection refused\n".encode())
+        self.assertEqual(client.wait(LIMIT), 1)
 
 
 def netcat():
