@@ -219,7 +219,8 @@ class _LimitError(Exception):
 class ReverseHandler(socketserver.StreamRequestHandler):
     """Answers the lines of one connection.
 
-    Override respond() to answer something else.
+    Override respond() to answer something else.  Who overrides handle() instead has to see to the
+    limits as well: to the server a connection is idle until its entry in answered_at is set.
     """
 
     server: ReverseServer
@@ -255,6 +256,7 @@ class ReverseHandler(socketserver.StreamRequestHandler):
                     raise RuntimeError("respond() failed") from error
                 self._send(reply)
                 self.answered += len(reply)
+                del lines, reply  # they may be large, and the next ones long in coming
         except _LimitError as error:
             log.info("%s: %s", self, error)
             self._send(f"error: {error}\n".encode())
@@ -280,16 +282,17 @@ class ReverseHandler(socketserver.StreamRequestHandler):
             size = large if len(data) >= small else small
             if not pending and data.endswith(b"\n"):  # saves 5 % of a short exchange
                 yield data
-                continue
-            if len(pending) + len(data) > server.max_line:
-                # Only the first line can be too long: no more than max_line bytes come at a time.
-                line = (pending + data).partition(b"\n")[0]
-                self._check(len(line) - line.endswith(b"\r"))
-            end = data.rfind(b"\n") + 1
-            if end:
-                yield bytes(pending) + data[:end]
-                pending.clear()
-            pending += data[end:]
+            else:
+                if len(pending) + len(data) > server.max_line:
+                    # Only the first line can be too long, as no more than max_line comes at a time.
+                    line = (pending + data).partition(b"\n")[0]
+                    self._check(len(line) - line.endswith(b"\r"))
+                end = data.rfind(b"\n") + 1
+                if end:
+                    yield bytes(pending) + data[:end]
+                    pending.clear()
+                pending += data[end:]
+            del data  # as above
         self.ended = not server.stopping
         if pending and self.ended:
             if 0 < server.idle_timeout <= time.monotonic() - server.answered_at[self.request]:
@@ -473,9 +476,9 @@ class ReverseServer(socketserver.ThreadingTCPServer):
 
     def server_close(self) -> None:
         """Stop listening, answer every line that has been received, and close everything."""
-        now = time.monotonic()
-        self.deadline = now + self.grace / 2  # the rest is for ending in good order
+        self.deadline = time.monotonic() + self.grace * 0.9  # the rest is to end in good order
         self.stopping = True
+        now = time.monotonic()  # whoever answers a line from now on sees that the server stops
         _shut(self.socket, socket.SHUT_RDWR)  # wakes the accepting thread
         with self._ended:
             self._ended.notify_all()
@@ -484,11 +487,10 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         with self._accepting:
             super().server_close()
         with self._ended:
-            # Handlers at work have seen by then that the server is stopping; those that wait for
-            # input are woken.
+            # Handlers at work end by themselves; those that wait for input have to be woken.
             self._ended.wait_for(lambda: not self.answered_at, min(0.1, self.grace))
             for connection, answered_at in self.answered_at.items():
-                if answered_at < now:
+                if answered_at <= now:
                     _shut(connection, socket.SHUT_RD)
             self._ended.wait_for(lambda: not self.answered_at, self.grace)
             for connection in self.answered_at:

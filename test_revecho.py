@@ -912,7 +912,7 @@ class StoppingTest(ServerCase):
 
     def test_client_that_goes_on_sending(self):
         """It gets whole lines and then the end, not a reset, and does not hold up the stop."""
-        server = self.serve(grace=1)
+        server = self.serve(grace=3)
         connection = self.connect(server)
         received = []
 
@@ -1556,13 +1556,6 @@ class PromptTest(ServerCase):
         client = self.start("--port", port)
         self.assertEqual(self.rest(), f"revecho: 127.0.0.1:{port}: Connection refused\n".encode())
         self.assertEqual(client.wait(LIMIT), 1)
-
-
-def netcat():
-    """What the `nc` of this machine says of itself; there are several."""
-    with contextlib.suppress(OSError):
-        return subprocess.run(["nc", "-h"], capture_output=True, text=True, check=False).stderr
-    return ""
 
 
 if __name__ == "__main__":
