@@ -8,4 +8,7 @@ help:  ## list the targets
 test:  ## run all tests
 	$(PYTHON) -W error -m unittest -b
 
-.PHONY: help test
+bench:  ## measure revecho beside the servers that Python's documentation shows
+	$(PYTHON) test_revecho.py bench
+
+.PHONY: help test bench

@@ -226,7 +226,7 @@ class ReverseHandler(socketserver.StreamRequestHandler):
     server: ReverseServer
     request: socket.socket
     disable_nagle_algorithm = True  # a reply shall not wait until the one before is acknowledged
-    rbufsize = 0  # _blocks() receives by itself; a buffer would be memory for nothing
+    rbufsize = 0  # _lines() receives by itself; a buffer would be memory for nothing
     answered = 0  # bytes
     ended = False  # has everything been received that will ever come?
 

@@ -85,7 +85,9 @@ def running_process(
 
 
 def processor_seconds(pid):
-    """Processor time that a process has used."""
+    """Processor time that a process has used; not a number where the system does not tell."""
+    if not LINUX:
+        return float("nan")
     fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -472,8 +474,8 @@ class ServerTest(ServerCase):
         with revecho.running_server() as server:
             port = server.server_address[1]
             self.assertEqual(revecho.request("hello", port=port), "olleh")
-            idle = self.connect(server)
-            until(lambda: server.answered_at)
+            idle = self.connect(server, b"hello\n")
+            receive(idle, 6)
         self.assertEqual(idle.recv(1), b"")
         idle.close()
         self.assertEqual(threading.active_count(), threads)
@@ -537,6 +539,12 @@ class ServerTest(ServerCase):
                     port = server.server_address[1]
                     here = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
                     self.assertEqual(revecho.request("hello", here, port), "olleh")
+
+    def test_a_reply_does_not_wait_for_an_acknowledgement(self):
+        server = self.serve()
+        self.connect(server)
+        (inside,) = until(lambda: list(server.answered_at))
+        until(lambda: inside.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
 
     def test_log_of_a_connection(self):
         server = self.serve()
@@ -915,16 +923,9 @@ class StoppingTest(ServerCase):
         server = self.serve(grace=3)
         connection = self.connect(server)
         received = []
-
-        def send():
-            with contextlib.suppress(OSError):
-                while True:
-                    connection.sendall(b"hello\n" * 10_000)
-
         reader = threading.Thread(target=lambda: received.append(receive(connection)))
-        sender = threading.Thread(target=send)
-        for thread in (reader, sender):
-            thread.start()
+        reader.start()
+        sender = flood(connection)
         until(lambda: any(server.answered_at.values()))
         server.server_close()
         reader.join(LIMIT)
@@ -993,13 +994,26 @@ class StoppingTest(ServerCase):
     def test_second_signal(self):
         for number in (signal.SIGINT, signal.SIGTERM):
             with running_process("--grace", "60") as (process, address):
-                connection = self.connect(address)
-                send_until_full(connection, b"hello\n")
+                thread = flood(self.connect(address))
                 process.send_signal(number)
                 until(lambda address=address: not listening(address))  # it has begun to stop
                 self.assertIsNone(process.poll())
                 process.send_signal(number)
                 self.assertEqual(process.wait(LIMIT), -number)
+                thread.join(LIMIT)
+
+
+def flood(connection):
+    """Send without end and without reading, on a thread of its own."""
+
+    def send():
+        with contextlib.suppress(OSError):
+            while True:
+                connection.sendall(b"hello\n" * 10_000)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    return thread
 
 
 def send_until_full(connection, line):
@@ -1516,8 +1530,8 @@ class PromptTest(ServerCase):
     def rest(self):
         shown = b""
         with contextlib.suppress(OSError):  # EIO is the end
-            while data := self.terminal.read(1000):
-                shown += data
+            while select.select([self.terminal], [], [], LIMIT)[0]:
+                shown += self.terminal.read(1000)
         return shown.replace(b"\r", b"")
 
     def test_lines(self):
@@ -1547,6 +1561,8 @@ class PromptTest(ServerCase):
             client = self.start("--port", str(self.serve().server_address[1]), *arguments)
             self.expect(b"? " if arguments else b"> ")
             client.send_signal(signal.SIGINT)
+            while not select.select([self.terminal], [], [], 2)[0]:
+                client.send_signal(signal.SIGINT)  # readline can miss one just after its prompt
             self.assertEqual(self.rest(), b"\n")
             self.assertEqual(client.wait(LIMIT), 130)
 
@@ -1558,5 +1574,194 @@ class PromptTest(ServerCase):
         self.assertEqual(client.wait(LIMIT), 1)
 
 
+def netcat():
+    """What the `nc` of this machine says of itself; there are several."""
+    with contextlib.suppress(OSError):
+        return subprocess.run(["nc", "-h"], capture_output=True, text=True, check=False).stderr
+    return ""
+
+
+class DocumentationTest(ServerCase):
+    def test_docstrings(self):
+        results = doctest.testmod(revecho)
+        self.assertEqual((results.failed, results.attempted > 6), (0, True))
+
+    def test_readme_python(self):
+        readme = (HERE / "README.md").read_text(encoding="utf-8")
+        examples = "\n".join(re.findall(r"```python\n(>>>.*?)```", readme, re.DOTALL))
+        test = doctest.DocTestParser().get_doctest(
+            examples, vars(revecho).copy(), "README", None, 0
+        )
+        runner = doctest.DocTestRunner()
+        runner.run(test)
+        self.assertEqual(runner.failures, 0)
+        self.assertGreater(runner.tries, 4)
+        for program in re.findall(r"```python\n([^>].*?)```", readme, re.DOTALL):
+            compile(program, "README", "exec")
+
+    def test_readme_commands(self):
+        """Every command in the README whose output it shows; the port is one of ours."""
+        readme = (HERE / "README.md").read_text(encoding="utf-8")
+        port = self.serve().server_address[1]
+        count = 0
+        blocks = re.findall(r"```console\n(.*?)```", readme, re.DOTALL)
+        for shown, output in re.findall(
+            r"^\$ (.*)\n((?:[^$\n].*\n)*)", "".join(blocks), re.MULTILINE
+        ):
+            if not output or not re.search("revecho.py client|nc -N", shown):
+                continue
+            if "nc " in shown and "OpenBSD" not in netcat():
+                continue
+            command = re.sub(r"revecho\.py client", rf"\g<0> --port {port}", shown)
+            command = re.sub(r"\b2002\b", str(port), command)
+            done = subprocess.run(
+                re.sub(r"\bpython\b", sys.executable, command),
+                shell=True,
+                cwd=HERE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                check=False,
+                encoding="utf-8",
+                env={**os.environ, "LC_ALL": "C.UTF-8"},
+                timeout=LIMIT,
+            )
+            self.assertEqual(done.stdout, output, command)
+            count += 1
+        self.assertGreater(count, 2)
+
+    def test_names(self):
+        for name in revecho.__all__:
+            self.assertTrue(hasattr(revecho, name))
+            if name not in ("HOST", "PORT"):
+                self.assertTrue(getattr(revecho, name).__doc__, name)
+
+    def test_one_file_is_enough(self):
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copy(HERE / "revecho.py", folder)
+            code = f"""if True:
+                import logging, sys, threading
+                sys.path.insert(0, {folder!r})
+                import revecho
+                assert not logging.getLogger().handlers
+                assert not logging.getLogger("revecho").handlers
+                assert revecho._clusters.cache_info().currsize == 0
+                assert threading.active_count() == 1
+                with revecho.running_server() as server:
+                    print(revecho.request("hello", *server.server_address))
+            """
+            done = subprocess.run(
+                [sys.executable, "-I", "-W", "error", "-c", code], capture_output=True, check=False
+            )
+            self.assertEqual((done.stdout, done.stderr), (b"olleh\n", b""))
+
+
+# make bench: revecho beside the two servers that Python's documentation shows
+
+RECIPE = """
+import socketserver
+class Handler(socketserver.StreamRequestHandler):
+    def handle(self):
+        for line in self.rfile:
+            self.wfile.write(line.rstrip(b"\\r\\n")[::-1] + b"\\n")
+class Server(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+    request_queue_size = 1024
+with Server(("127.0.0.1", 0), Handler) as server:
+    print("listening on 127.0.0.1:%d" % server.server_address[1], flush=True)
+    server.serve_forever()
+"""
+STREAMS = """
+import asyncio
+async def handle(reader, writer):
+    while line := await reader.readline():
+        writer.write(line.rstrip(b"\\r\\n")[::-1] + b"\\n")
+        await writer.drain()
+    writer.close()
+async def main():
+    server = await asyncio.start_server(handle, "127.0.0.1", 0, backlog=1024)
+    print("listening on 127.0.0.1:%d" % server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+asyncio.run(main())
+"""
+PROCESSORS = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {}
+CELLS = {  # name: connections, lines sent at a time, connections ended after each
+    "one line at a time": (1, 1, False),
+    "one line at a time, 50 clients": (50, 1, False),
+    "1000 lines at a time, 8 clients": (8, 1000, False),
+    "a connection for each line, 8 clients": (8, 1, True),
+}
+
+
+def drive(address, count, batch, fresh, seconds):
+    """Be *count* clients for a while, checking each reply; return how many lines were answered."""
+    lines = b"".join(b"%062d\n" % number for number in range(batch))
+    want = b"".join(line[::-1] + b"\n" for line in lines.split(b"\n")[:-1])
+    done, deadline = 0, time.perf_counter() + seconds
+    with selectors.DefaultSelector() as selector:
+
+        def connect():
+            connection = socket.create_connection(address)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            selector.register(connection, selectors.EVENT_READ)
+            connection.sendall(lines)
+
+        for _ in range(count):
+            connect()
+        while time.perf_counter() < deadline:
+            for key, _ in selector.select():
+                connection = key.fileobj
+                if receive(connection, len(want)) != want:
+                    raise AssertionError("a wrong reply")
+                done += batch
+                if fresh:
+                    selector.unregister(connection)
+                    connection.close()
+                    connect()
+                else:
+                    connection.sendall(lines)
+        for key in list(selector.get_map().values()):
+            key.fileobj.close()
+    return done
+
+
+def pin(which):
+    """Run this process, and those it starts, on the first or the last processor."""
+    with contextlib.suppress(AttributeError):  # not every system can
+        os.sched_setaffinity(0, {sorted(PROCESSORS)[which]})
+
+
+def bench(rounds=9, seconds=0.5):
+    pin(0)
+    programs = {
+        "revecho": ("revecho.py", "server", "--quiet", "--port", "0"),
+        "socketserver": ("-c", RECIPE),
+        "asyncio": ("-c", STREAMS),
+    }
+    with contextlib.ExitStack() as stack:
+        servers = {
+            name: stack.enter_context(running_process(program=program, command=()))
+            for name, program in programs.items()
+        }
+        pin(-1)
+        print(f"{'':40}{'lines/s':>12}{'us/line':>10}{'ratio':>8}")
+        for cell, (count, batch, fresh) in CELLS.items():
+            rows = {name: [] for name in servers}
+            for _ in range(rounds):
+                for name in random.sample(list(servers), len(servers)):
+                    process, address = servers[name]
+                    before = processor_seconds(process.pid)
+                    done = drive(address, count, batch, fresh, seconds)
+                    used = processor_seconds(process.pid) - before
+                    rows[name].append((done / seconds, used / done * 1e6))
+            print(cell)
+            for name, row in rows.items():
+                rate = statistics.median(rate for rate, _ in row)
+                cost = statistics.median(cost for _, cost in row)
+                ratio = statistics.median(
+                    one / (own or 1e-9) for (_, one), (_, own) in zip(row, rows["revecho"])
+                )
+                print(f"    {name:36}{rate:12.0f}{cost:10.2f}{ratio:8.2f}")
+
+
 if __name__ == "__main__":
-    unittest.main()
+    bench() if sys.argv[1:] == ["bench"] else unittest.main()
