@@ -1531,7 +1531,10 @@ class PromptTest(ServerCase):
         shown = b""
         with contextlib.suppress(OSError):  # EIO is the end
             while select.select([self.terminal], [], [], LIMIT)[0]:
-                shown += self.terminal.read(1000)
+                data = self.terminal.read(1000)
+                if not data:
+                    break
+                shown += data
         return shown.replace(b"\r", b"")
 
     def test_lines(self):
