@@ -470,7 +470,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         """Log an exception, in one line if it is only that the connection broke."""
         error = sys.exc_info()[1]
         if isinstance(error, OSError):
-            log.info("%s: %s", _address(client_address), error)
+            log.info("%s: %s", _address(client_address), error.strerror or error)
         else:
             log.error("%s: the handler failed", _address(client_address), exc_info=error)
 

@@ -292,6 +292,11 @@ class ClusterTest(unittest.TestCase):
                     revecho.reverse_text(word.replace("|", "")), "".join(reversed(word.split("|")))
                 )
                 self.assertEqual(clusters(word.replace("|", "")), word.split("|"))
+                if not re.search("[\r\n]", word):
+                    self.assertEqual(
+                        revecho.reverse_lines(word.replace("|", "").encode() + b"\n"),
+                        "".join(reversed(word.split("|"))).encode() + b"\n",
+                    )
 
     def test_all_that_can_join_is_asked_for(self):
         joining = {"Mn", "Me", "Mc"}
@@ -659,6 +664,15 @@ class LimitsTest(ServerCase):
         self.assertEqual(answer, b"olleh\n" * 1000 + b"error: line longer than 1000 bytes\n")
         self.assertLess(resident(process.pid) - memory, 20_000)
 
+    @unittest.skipUnless(LINUX, "needs /proc")
+    def test_no_memory_for_what_has_been_answered(self):
+        process, address = self.stack(running_process())
+        memory = resident(process.pid)
+        crowd = [self.connect(address, b"x" * 60_000 + b"\n") for _ in range(200)]
+        for connection in crowd:
+            self.assertEqual(len(receive(connection, 60_001)), 60_001)
+        self.assertLess((resident(process.pid) - memory) / len(crowd), 180)  # KiB
+
     def test_no_memory_for_a_line_that_never_ends(self):
         process, address = self.stack(running_process("--max-line", str(1 << 30)))
         connection = self.connect(address)
@@ -723,14 +737,14 @@ class LimitsTest(ServerCase):
 
     def test_client_that_does_not_read(self):
         server = self.serve()
-        connection = self.connect(server)
-        send_until_full(connection, b"hello\n")
+        thread = flood(self.connect(server))
 
         def cut():  # once no more is answered, which can be a moment after our side is full
             self.advance(server, 61)
             return not server.answered_at
 
         until(cut)
+        thread.join(LIMIT)
 
     def test_no_idle_timeout(self):
         server = self.serve(idle_timeout=0)
@@ -836,8 +850,9 @@ class ExhaustionTest(ServerCase):
             import revecho
             revecho._parser().parse_args()  # imports what it needs
             os.setgroups([])
-            os.setgid(65534)
-            os.setuid(65534)
+            account = 60000 + os.getpid() % 5000  # nobody else's
+            os.setgid(account)
+            os.setuid(account)
             resource.setrlimit(resource.RLIMIT_NPROC, (30, 30))
             sys.exit(revecho.main())
         """
@@ -935,9 +950,10 @@ class StoppingTest(ServerCase):
     def test_client_that_does_not_read_is_cut(self):
         threads = threading.active_count()
         server = self.serve(grace=0.3)
-        connection = self.connect(server)
-        send_until_full(connection, b"hello\n")
+        thread = flood(self.connect(server))
+        until(lambda: any(server.answered_at.values()))
         server.server_close()
+        thread.join(LIMIT)
         self.assert_threads(threads)
 
     def test_at_the_limit(self):
@@ -962,6 +978,16 @@ class StoppingTest(ServerCase):
         self.connect(server, b"hello\n")
         until(lambda: server.answered_at)
         server.server_close()
+
+    def test_the_port_is_free_at_once(self):
+        server = self.serve()
+        connection = self.connect(server, b"hello\n")
+        receive(connection, 6)
+        server.server_close()  # ends the connection first, so that the kernel remembers the port
+        self.assertEqual(receive(connection), b"")
+        connection.close()
+        with revecho.running_server(server.server_address):
+            pass
 
     def test_in_any_order(self):
         with revecho.ReverseServer(("127.0.0.1", 0)) as server:
@@ -1099,6 +1125,12 @@ class ClientTest(ServerCase):
             with self.assertRaisesRegex(revecho.ReplyError, "error: line longer than 100 bytes"):
                 revecho.request("x" * length, *server.server_address)
 
+    def test_request_refused_with_a_reset(self):
+        """What the server said before is what counts."""
+        address = self.stack(other_server(lambda other: other.sendall(b"error: no\n")))
+        with self.assertRaisesRegex(revecho.ReplyError, "error: no"):
+            revecho.request("x" * 50_000_000, *address)
+
     def test_request_without_a_proper_reply(self):
         for reply in (b"", b"oll", b"oll\n", b"ollehh\n", b"ollehh"):
             for waits in (False, True):  # with the connection kept open the length must tell
@@ -1147,6 +1179,14 @@ class ClientTest(ServerCase):
         lines = b"hello\n" * 1_000_000
         with other_server(serve) as address:
             self.assertEqual(self.stream(io.BytesIO(lines), address), b"olleh\n" * 1_000_000)
+
+    def test_stream_into_a_sink_that_pauses(self):
+        """Longer than the timeout, so long that there is no room to send either."""
+        pauses = iter([0.5])
+        sink = mock.Mock(write=lambda _: time.sleep(next(pauses, 0)))
+        lines = b"hello\n" * 5_000_000
+        address = self.serve().server_address
+        self.assertEqual(revecho.stream(io.BytesIO(lines), sink, *address, timeout=0.2), len(lines))
 
     def test_stream_of_a_source_that_pauses(self):
         """Longer than the timeout, between lines and within one; what there is goes at once."""
@@ -1257,7 +1297,8 @@ class CommandLineTest(ServerCase):
         port = self.serve().server_address[1]
         done = self.run_client("hello", "", "two words", "añ", "--", "-n", port=port)
         self.assert_done(done, "olleh\n\nsdrow owt\nña\nn-\n".encode())
-        done = self.run_client(b"\xff\xc3", "hi", port=port)
+        strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+        done = self.run_client(b"\xff\xc3", "hi", port=port, env=strict)
         self.assert_done(done, b"\xc3\xff\nih\n")
 
     def test_ask(self):
@@ -1362,6 +1403,17 @@ class CommandLineTest(ServerCase):
         self.assert_done(
             done, b"", 1, b"error: line longer than 10 bytes; 12 bytes left unanswered"
         )
+
+    def test_server_that_ends_while_standard_input_pauses(self):
+        port = self.stack(other_server(lambda _: None))[1]
+        with subprocess.Popen(
+            [sys.executable, "revecho.py", "client", "--port", str(port)],
+            cwd=HERE,
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as client:
+            self.assertEqual(client.wait(LIMIT), 1)
+            self.assertRegex(client.stderr.read(), rb"\Arevecho: .*; 0 bytes left unanswered\n\Z")
 
     def test_wrong_usage(self):
         for arguments in (
