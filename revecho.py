@@ -721,7 +721,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # whoever read standard output has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python flushes at its end
         return 0
     except (OSError, ValueError, OverflowError) as error:
         why = getattr(error, "strerror", None) or error
