@@ -1057,7 +1057,7 @@ def send_until_full(connection, line):
 def listening(address):
     try:
         socket.create_connection(address, LIMIT).close()
-    except ConnectionRefusedError:
+    except ConnectionError:  # refused, or reset by a listener that is just being closed
         return False
     return True
 
