@@ -256,7 +256,7 @@ class ReverseHandler(socketserver.StreamRequestHandler):
                     raise RuntimeError("respond() failed") from error
                 self._send(reply)
                 self.answered += len(reply)
-                del lines, reply  # they may be large, and the next ones long in coming
+                del lines, reply  # large, perhaps, and the next ones long in coming
         except _LimitError as error:
             log.info("%s: %s", self, error)
             self._send(f"error: {error}\n".encode())
@@ -292,7 +292,7 @@ class ReverseHandler(socketserver.StreamRequestHandler):
                     yield bytes(pending) + data[:end]
                     pending.clear()
                 pending += data[end:]
-            del data  # as above
+            del data  # it may be large, and the next long in coming
         self.ended = not server.stopping
         if pending and self.ended:
             if 0 < server.idle_timeout <= time.monotonic() - server.answered_at[self.request]:
