@@ -939,7 +939,13 @@ class StoppingTest(ServerCase):
 
     def test_client_that_goes_on_sending(self):
         """It gets whole lines and then the end, not a reset, and does not hold up the stop."""
-        server = self.serve(grace=3)
+
+        class Handler(revecho.ReverseHandler):
+            def respond(self, lines):
+                time.sleep(0.01)  # so that there is always more
+                return super().respond(lines)
+
+        server = self.serve(Handler, grace=3)
         connection = self.connect(server)
         received = []
         reader = threading.Thread(target=lambda: received.append(receive(connection)))
