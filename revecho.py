@@ -97,15 +97,24 @@ def reverse_text(text: str) -> str:
         parts = re.split("([\ud800-\udfff])", text)
         clusters = [str(cluster) for part in parts for cluster in unicodedata.iter_graphemes(part)]
         return "".join(reversed(clusters))
-    pairs = _clusters().findall(text)
-    return "".join([cluster + others[::-1] for others, cluster in reversed(pairs)])
+    rare, common, every = _clusters()
+    if rare.search(text):
+        parts = every.split(text)
+        parts[1::3] = [others and others[::-1] for others in parts[1::3]]
+        return "".join(reversed(parts))
+    # To reverse all and then the clusters back takes two thirds of the time.
+    parts = common.split(text[::-1])
+    parts[1::2] = [cluster[::-1] for cluster in parts[1::2]]
+    return "".join(parts)
 
 
 @functools.cache
-def _clusters() -> re.Pattern[str]:
-    """Compile a pattern of two groups: characters that join no other, and the cluster after them.
+def _clusters() -> tuple[re.Pattern[str], ...]:
+    """Compile three patterns for the rules of UAX #29, table 1c.
 
-    The rules are those of UAX #29, table 1c; Python 3.15 has them in unicodedata.
+    The first finds what the second does not know.  The second matches clusters of characters with
+    marks and of consonants, in text that is reversed already.  The third matches every cluster, in
+    text as it stands: one group for characters that join no other, and one for the cluster after.
     """
     by_category: dict[str, list[str]] = collections.defaultdict(list)
     for char in map(chr, itertools.chain(range(0x20000), range(0xE0000, 0xE1000))):
@@ -115,9 +124,12 @@ def _clusters() -> re.Pattern[str]:
         chars = "".join(char for category in categories for char in by_category[category])
         return "".join(re.findall(f"[^{but}]", chars))
 
+    tones = "\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff"
+
     def split(chars: str) -> tuple[str, str]:
         """Return those up to U+FFFF, and a pattern for the others, which asks coarsely first."""
-        low, above = re.findall("[\0-\uffff]", chars), sorted(re.findall("[^\0-\uffff]", chars))
+        low, above = re.findall("[\0-\uffff]", chars), re.findall("[^\0-\uffff]", chars)
+        above.sort(key=lambda char: (char not in tones, char))  # tones first, which are frequent
         runs = itertools.groupby(enumerate(above), lambda pair: pair[0] - ord(pair[1]))
         ranges = [[char for _, char in run] for _, run in runs]
         fine = "".join(f"{run[0]}-{run[-1]}" for run in ranges)
@@ -127,7 +139,6 @@ def _clusters() -> re.Pattern[str]:
     high = "\U00010000-\U0001d3ff\U0001d800-\U0001efff\U0001f3fb-\U0001f3ff\U000e0000-\U0010ffff"
     flag = "\U0001f1e6-\U0001f1ff"
     tags = "".join(map(chr, range(0xE0020, 0xE0080)))
-    tones = "\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff"
     prepend = "\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\u0d4e"
     high_prepend = (
         "\U000110bd\U000110cd\U000111c2\U000111c3\U000113d1\U0001193f\U00011941"
@@ -149,31 +160,37 @@ def _clusters() -> re.Pattern[str]:
     lv = "".join(map(chr, range(0xAC00, 0xD7A4, 28)))
     linker = "\u094d\u09cd\u0acd\u0b4d\u0c4d\u0d4d"
     no_linker = "".join(re.findall(f"[^{linker}\u200c]", extend)) + "\u200d"
+    linking = f"[{no_linker}]*[{linker}][{no_linker}{linker}]*"
     consonant = (
-        "[\u0915-\u0939\u0958-\u095f\u0978-\u097f\u0995-\u09b9\u09dc-\u09df\u09f0\u09f1\u0a95-\u0ab9"
-        "\u0af9\u0b15-\u0b39\u0b5c-\u0b5f\u0b71\u0c15-\u0c39\u0c58-\u0c5a\u0d15-\u0d3a]"
+        "\u0915-\u0939\u0958-\u095f\u0978-\u097f\u0995-\u09b9\u09dc-\u09df\u09f0\u09f1\u0a95-\u0ab9"
+        "\u0af9\u0b15-\u0b39\u0b5c-\u0b5f\u0b71\u0c15-\u0c39\u0c58-\u0c5a\u0d15-\u0d3a"
     )
     pictogram = (
-        "[\xa9\xae\u203c\u2049\u2122\u2139\u2190-\u23ff\u24c2\u25a0-\u27ff\u2934\u2935\u2b00-\u2bff"
-        "\u3030\u303d\u3297\u3299\U0001f000-\U0001f1e5\U0001f200-\U0001f3fa\U0001f400-\U0001fffd]"
+        "\xa9\xae\u203c\u2049\u2122\u2139\u2190-\u23ff\u24c2\u25a0-\u27ff\u2934\u2935\u2b00-\u2bff"
+        "\u3030\u303d\u3297\u3299\U0001f000-\U0001f1e5\U0001f200-\U0001f3fa\U0001f400-\U0001fffd"
     )
-    mark = "".join(re.findall(f"[^{linker}\u200d]", join))
-    special = f"\r{jamo_l}{jamo_v}{jamo_t}{prepend}{join}{flag}{high}"
-    return re.compile(
-        f"((?:[^{special}]+(?![{jamo_v}{jamo_t}{join}{high}]))?)("
-        # the common case of what follows, which makes Hindi 1.4 times as fast
-        f"[^{special}{control}][{mark}]+(?![{join}{high}])|"
+    jamo = jamo_l + jamo_v + jamo_t
+    # To begin with one class is a quarter faster.  A joiner counts only with a pictogram behind it.
+    rare = f"[\r{prepend}{jamo}\u200d\U00010000-\U0010ffff](?!(?<=\u200d)[^{pictogram}])"
+    common = (
+        f"([{join}{consonant}](?:"
+        f"(?<=[{join}])[{join}]*(?:[^{control}{consonant}]|[{consonant}](?:{linking}[{consonant}])*|)"
+        f"|(?:{linking}[{consonant}])+))"
+    )
+    special = f"\r{jamo}{prepend}{join}{flag}{high}"
+    every = (
+        f"([^{special}]+(?![{jamo_v}{jamo_t}{join}{high}])|)("
         f"[{prepend}{high_prepend}]*(?:"
-        f"[{jamo_l}]*(?:{vowel}+|[{lv}]{vowel}*|[\uac00-\ud7a3])[{jamo_t}]*"
+        f"[{flag}]{{2}}"
+        f"|[{pictogram}](?:[{extend}]*(?:{high_extend}[{extend}]*)*\u200d[{pictogram}])*"
+        f"|[{jamo_l}]*(?:{vowel}+|[{lv}]{vowel}*|[\uac00-\ud7a3])[{jamo_t}]*"
         f"|[{jamo_l}]+|[{jamo_t}]+"
-        f"|{consonant}(?:[{no_linker}]*[{linker}][{no_linker}{linker}]*{consonant})*"
-        f"|{pictogram}(?:[{extend}]*(?:{high_extend}[{extend}]*)*\u200d{pictogram})*"
-        f"|[{flag}]{{2}}"
+        f"|[{consonant}](?:{linking}[{consonant}])*"
         f"|(?![{control}]|{high_control}).)"
         f"[{join}]*(?:{high_join}[{join}]*)*"
-        f"|\r\n|.|$)",
-        re.DOTALL,
+        f"|\r\n|.|$)"
     )
+    return tuple(re.compile(pattern, re.DOTALL) for pattern in (rare, common, every))
 
 
 def reverse_lines(lines: bytes) -> bytes:

@@ -200,7 +200,6 @@ class ReverseTest(unittest.TestCase):
             lines = bytes(rng.choices(alphabet, k=size))
             answer = revecho.reverse_lines(lines)
             self.assertEqual(len(answer), len(lines))
-            self.assertEqual(re.findall(b"\r?\n", answer)[:0], [])
             self.assertEqual(
                 [len(line) for line in answer.split(b"\n")],
                 [len(line) for line in lines.split(b"\n")],
@@ -233,10 +232,9 @@ CLASSES = {  # of UAX #29, each with characters that every Python has known sinc
 
 def clusters(text):
     """The grapheme clusters of a text, by the pattern for Pythons before 3.15."""
-    found = []
-    for others, cluster in revecho._clusters().findall(text):
-        found += [*others, *([cluster] if cluster else [])]
-    return found
+    _, _, every = revecho._clusters()
+    pairs = every.findall(text)
+    return [cluster for others, last in pairs for cluster in (*others, last) if cluster]
 
 
 class ClusterTest(unittest.TestCase):
@@ -328,7 +326,7 @@ class ClusterTest(unittest.TestCase):
             self.assertEqual("".join(parts), text)
             self.assertNotIn("", parts)
             backwards = revecho.reverse_text(text)
-            self.assertEqual(sorted(backwards), sorted(text))
+            self.assertEqual(backwards, "".join(reversed(parts)), ascii(text))
             self.assertEqual(clusters(text), [part for each in parts for part in clusters(each)])
             data = text.encode("utf-8", "surrogateescape")
             answer = revecho.reverse_lines(data)
@@ -354,9 +352,9 @@ class ClusterTest(unittest.TestCase):
         def seconds(text):
             best = LIMIT
             for _ in range(5):
-                started = time.perf_counter()
+                started = time.thread_time()  # what others on this machine do is no part of it
                 revecho.reverse_text(text)
-                best = min(best, time.perf_counter() - started)
+                best = min(best, time.thread_time() - started)
             return best
 
         for unit in (
