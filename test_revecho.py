@@ -146,6 +146,24 @@ class ServerCase(unittest.TestCase):
             connection.shutdown(socket.SHUT_WR)
             return receive(connection)
 
+    def flood(self, connection):
+        """Send without end and without reading, on a thread of its own; returns that."""
+
+        def send():
+            with contextlib.suppress(OSError):
+                while True:
+                    connection.sendall(b"hello\n" * 10_000)
+
+        def stop():  # TCP may take a minute to tell the sender that nobody is there any more
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        self.addCleanup(stop)
+        return thread
+
     def assert_threads(self, count):
         until(lambda: threading.active_count() <= count)
 
@@ -739,14 +757,14 @@ class LimitsTest(ServerCase):
 
     def test_client_that_does_not_read(self):
         server = self.serve()
-        thread = flood(self.connect(server))
+        thread = self.flood(self.connect(server))
 
         def cut():  # once no more is answered, which can be a moment after our side is full
             self.advance(server, 61)
             return not server.answered_at
 
         until(cut)
-        thread.join(LIMIT)
+        until(lambda: not thread.is_alive())
 
     def test_no_idle_timeout(self):
         server = self.serve(idle_timeout=0)
@@ -760,6 +778,7 @@ class LimitsTest(ServerCase):
         server = self.serve(max_connections=3)
         for _ in range(2):
             crowd = [self.connect(server, b"hello\n") for _ in range(12)]
+            until(lambda: len(server.answered_at) == 3)
             served = 0
             while crowd:
                 ready = until(lambda crowd=crowd: select.select(crowd, [], [], 1)[0])
@@ -809,43 +828,43 @@ class LimitsTest(ServerCase):
 
 
 class ExhaustionTest(ServerCase):
-    def serve_through(self, process, address, count=150):
-        """Let *count* clients in at once, and see that in the end each is served."""
-        crowd = [self.connect(address, b"hello\n") for _ in range(count)]
-        before = processor_seconds(process.pid)
-        time.sleep(1)
-        self.assertLess(processor_seconds(process.pid) - before, 0.3)  # it does not spin
-        while crowd:
-            ready = until(lambda: select.select(crowd, [], [], 1)[0])
-            for connection in ready:
-                self.assertEqual(receive(connection, 6), b"olleh\n")
-                crowd.remove(connection)
-                connection.close()
+    def exhaust(self, message, kind, limit, program=("-W", "error", "revecho.py")):
+        """Run a server short of something; see that it serves everyone and stops on a signal.
 
-    def exhaust(self, what, program=("-W", "error", "revecho.py"), prepare=None):
-        """Run a server short of something; see that it serves everyone and stops on a signal."""
+        *kind* is the folder in /proc that shows the *limit* of them when no more are to be had.
+        """
+
+        def crowd():
+            connections = [self.connect(address, b"hello\n") for _ in range(150)]
+            until(lambda: len(os.listdir(f"/proc/{process.pid}/{kind}")) == limit)
+            return connections
+
         with tempfile.TemporaryFile("w+") as log:
             with running_process(program=program, stderr=log) as (process, address):
-                if prepare:
-                    prepare(process)
-                self.serve_through(process, address)
-                crowd = [self.connect(address, b"hello\n") for _ in range(150)]
-                until(lambda: select.select(crowd, [], [], 1)[0])
-                process.send_signal(signal.SIGTERM)  # while it is exhausted again
+                if kind == "fd":
+                    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (limit, limit))
+                waiting = crowd()
+                before = processor_seconds(process.pid)
+                time.sleep(1)
+                self.assertLess(processor_seconds(process.pid) - before, 0.3)  # it does not spin
+                while waiting:
+                    for connection in until(lambda: select.select(waiting, [], [], 1)[0]):
+                        self.assertEqual(receive(connection, 6), b"olleh\n")
+                        waiting.remove(connection)
+                        connection.close()
+                crowd()
+                process.send_signal(signal.SIGTERM)
                 self.assertEqual(process.wait(LIMIT), 0)
             log.seek(0)
             text = log.read()
         self.assertNotIn("Traceback", text)
-        self.assertIn(text.count("cannot accept, others wait: " + what), (1, 2, 3), text[-500:])
+        self.assertIn(text.count("cannot accept, others wait: " + message), (1, 2, 3), text[-500:])
 
-    @unittest.skipUnless(LINUX, "needs prlimit")
+    @unittest.skipUnless(LINUX, "needs /proc and prlimit")
     def test_descriptors(self):
-        self.exhaust(
-            "[Errno 24]",
-            prepare=lambda process: resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (60, 60)),
-        )
+        self.exhaust("[Errno 24]", "fd", 60)
 
-    @unittest.skipUnless(LINUX and os.getuid() == 0, "needs an account of its own")
+    @unittest.skipUnless(LINUX and os.getuid() == 0, "needs /proc and an account of its own")
     def test_threads(self):
         script = """if True:
             import encodings.idna, os, resource, sys
@@ -858,7 +877,7 @@ class ExhaustionTest(ServerCase):
             resource.setrlimit(resource.RLIMIT_NPROC, (30, 30))
             sys.exit(revecho.main())
         """
-        self.exhaust("can't start new thread", program=("-c", script))
+        self.exhaust("can't start new thread", "task", 30, program=("-c", script))
 
     def test_threads_of_this_process(self):
         start, room = threading.Thread.start, threading.active_count() + 4
@@ -948,20 +967,18 @@ class StoppingTest(ServerCase):
         received = []
         reader = threading.Thread(target=lambda: received.append(receive(connection)))
         reader.start()
-        sender = flood(connection)
+        self.flood(connection)
         until(lambda: any(server.answered_at.values()))
         server.server_close()
         reader.join(LIMIT)
-        sender.join(LIMIT)
         self.assertEqual(received[0], b"olleh\n" * (len(received[0]) // 6))
 
     def test_client_that_does_not_read_is_cut(self):
         threads = threading.active_count()
         server = self.serve(grace=0.3)
-        thread = flood(self.connect(server))
+        self.flood(self.connect(server))
         until(lambda: any(server.answered_at.values()))
         server.server_close()
-        thread.join(LIMIT)
         self.assert_threads(threads)
 
     def test_at_the_limit(self):
@@ -1028,26 +1045,12 @@ class StoppingTest(ServerCase):
     def test_second_signal(self):
         for number in (signal.SIGINT, signal.SIGTERM):
             with running_process("--grace", "60") as (process, address):
-                thread = flood(self.connect(address))
+                self.flood(self.connect(address))
                 process.send_signal(number)
                 until(lambda address=address: not listening(address))  # it has begun to stop
                 self.assertIsNone(process.poll())
                 process.send_signal(number)
                 self.assertEqual(process.wait(LIMIT), -number)
-                thread.join(LIMIT)
-
-
-def flood(connection):
-    """Send without end and without reading, on a thread of its own."""
-
-    def send():
-        with contextlib.suppress(OSError):
-            while True:
-                connection.sendall(b"hello\n" * 10_000)
-
-    thread = threading.Thread(target=send)
-    thread.start()
-    return thread
 
 
 def send_until_full(connection, line):
@@ -1326,7 +1329,7 @@ class CommandLineTest(ServerCase):
         self.assert_done(self.run_client(port=port, stdin=lines), revecho.reverse_lines(lines))
         self.assert_done(self.run_client(port=port, stdin=b""), b"")
 
-    @unittest.skipUnless(LINUX, "needs /proc")
+    @unittest.skipUnless(LINUX and GIL, "needs /proc, and an allocator that gives back")
     def test_filter_holds_nothing(self):
         """200 MB, the far end of the filter reading slowly at first."""
         port = self.serve().server_address[1]
