@@ -236,8 +236,9 @@ class _LimitError(Exception):
 class ReverseHandler(socketserver.StreamRequestHandler):
     """Answers the lines of one connection.
 
-    Override respond() to answer something else.  Who overrides handle() instead has to see to the
-    limits as well: to the server a connection is idle until its entry in answered_at is set.
+    Override respond() to answer something else.  Who overrides handle() instead sets rbufsize, as
+    rfile has no buffer here, and sees to the limits: to the server a connection is idle until its
+    entry in answered_at is set.
     """
 
     server: ReverseServer
@@ -245,7 +246,7 @@ class ReverseHandler(socketserver.StreamRequestHandler):
     disable_nagle_algorithm = True  # a reply shall not wait until the one before is acknowledged
     rbufsize = 0  # _lines() receives by itself; a buffer would be memory for nothing
     answered = 0  # bytes
-    ended = False  # has everything been received that will ever come?
+    ended = False  # has the peer ended its side?
 
     def __str__(self) -> str:
         return _address(self.client_address)
@@ -310,10 +311,11 @@ class ReverseHandler(socketserver.StreamRequestHandler):
                     pending.clear()
                 pending += data[end:]
             del data  # it may be large, and the next long in coming
-        self.ended = not server.stopping
+        idle = self.request in server.cut
+        self.ended = not (idle or server.stopping)
+        if pending and idle:
+            raise _LimitError(f"line not finished within {server.idle_timeout:g} seconds")
         if pending and self.ended:
-            if 0 < server.idle_timeout <= time.monotonic() - server.answered_at[self.request]:
-                raise _LimitError(f"line not finished within {server.idle_timeout:g} seconds")
             self._check(len(pending))
             yield bytes(pending)
 
@@ -363,11 +365,12 @@ class ReverseServer(socketserver.ThreadingTCPServer):
     Raises OSError if it cannot listen there, ValueError for a limit out of range.
 
     Three kinds of threads meet here: the one in serve_forever() accepts, one for each connection
-    serves, and any may close the server.
+    serves, and another may close the server.
 
     answered_at      by connection, the time.monotonic() at which it last had a line answered: added
                      by the accepting thread, set by the connection's own, and removed by that under
                      the lock
+    cut              connections that were idle for too long: nothing more is received from them
     a connection     is used by its own thread, and closed by it under the lock; others only shut it
                      down, under the lock, as its descriptor could be another's by then
     _idle, _workers  belong to the accepting thread, and when that has ended to the closing one; but
@@ -401,7 +404,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         self._accepting = threading.Lock()  # held while serve_forever() runs
         self._workers: dict[queue.SimpleQueue[Any], threading.Thread] = {}  # by their inboxes
         self._idle: list[queue.SimpleQueue[Any]] = []
-        self._late: set[socket.socket] = set()  # at the last look
+        self.cut: set[socket.socket] = set()
         self._crowded = False  # full, or so recently that it is the same crowd
         self._next_look = self._next_warning = 0.0
         host, port = server_address[:2]
@@ -460,6 +463,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         """Close the connection and make room for another."""
         with self._ended:
             self.answered_at.pop(request, None)
+            self.cut.discard(request)
             super().close_request(request)
             self._ended.notify_all()
 
@@ -473,11 +477,11 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         if self.idle_timeout:
             with self._ended:
                 since = now - self.idle_timeout
-                late = {c for c, answered_at in self.answered_at.items() if answered_at <= since}
-                for connection in late:  # ends a receive; if it is a send that hangs, the next time
-                    again = connection in self._late
-                    _shut(connection, socket.SHUT_RDWR if again else socket.SHUT_RD)
-                self._late = late
+                for connection, answered_at in self.answered_at.items():
+                    if answered_at <= since:  # end a receive; if it is a send that hangs, next time
+                        again = connection in self.cut
+                        self.cut.add(connection)
+                        _shut(connection, socket.SHUT_RDWR if again else socket.SHUT_RD)
         while self._idle:
             log.debug("%s ends", self._workers[self._idle[-1]].name)
             self._idle.pop().put(None)

@@ -733,6 +733,7 @@ class LimitsTest(ServerCase):
         receive(talking, 6)
         self.advance(server, 2)
         self.assertEqual(silent.recv(1), b"")
+        until(lambda: not server.cut)
         talking.sendall(b"hello\n")
         self.assertEqual(receive(talking, 6), b"olleh\n")
 
@@ -754,6 +755,25 @@ class LimitsTest(ServerCase):
             self.advance(server, 3)
         self.assertEqual(receive(connection), b"error: line not finished within 7.5 seconds\n")
         until(lambda: not server.answered_at)
+
+    def test_line_cut_short_while_the_one_before_is_answered(self):
+        """It is not answered as if it were whole."""
+        begun, go = threading.Event(), threading.Event()
+
+        class Handler(revecho.ReverseHandler):
+            def respond(self, lines):
+                begun.set()
+                go.wait(LIMIT)
+                return super().respond(lines)
+
+        server = self.serve(Handler)
+        connection = self.connect(server, b"whole\nhalf")
+        begun.wait(LIMIT)
+        self.advance(server, 61)
+        go.set()
+        self.assertEqual(
+            receive(connection), b"elohw\nerror: line not finished within 60 seconds\n"
+        )
 
     def test_client_that_does_not_read(self):
         server = self.serve()
