@@ -117,29 +117,6 @@ def _clusters() -> tuple[re.Pattern[str], ...]:
     marks and of consonants, in text that is reversed already.  The third matches every cluster, in
     text as it stands: one group for characters that join no other, and one for the cluster after.
     """
-    by_category: dict[str, list[str]] = collections.defaultdict(list)
-    for char in map(chr, itertools.chain(range(0x20000), range(0xE0000, 0xE1000))):
-        by_category[unicodedata.category(char)].append(char)
-
-    def pick(*categories: str, but: str = "\0") -> str:
-        chars = "".join(char for category in categories for char in by_category[category])
-        return "".join(re.findall(f"[^{but}]", chars))
-
-    tones = "\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff"
-
-    def split(chars: str) -> tuple[str, str]:
-        """Return those up to U+FFFF, and a pattern for the others, which asks coarsely first."""
-        low, above = re.findall("[\0-\uffff]", chars), re.findall("[^\0-\uffff]", chars)
-        above.sort(key=lambda char: (char not in tones, char))  # tones first, which are frequent
-        runs = itertools.groupby(enumerate(above), lambda pair: pair[0] - ord(pair[1]))
-        ranges = [[char for _, char in run] for _, run in runs]
-        fine = "".join(f"{run[0]}-{run[-1]}" for run in ranges)
-        return "".join(low), f"[{high}](?<=[{fine}])"
-
-    # Above U+FFFF, but for pictograms, mathematical letters and Han, of which there is much text.
-    high = "\U00010000-\U0001d3ff\U0001d800-\U0001efff\U0001f3fb-\U0001f3ff\U000e0000-\U0010ffff"
-    flag = "\U0001f1e6-\U0001f1ff"
-    tags = "".join(map(chr, range(0xE0020, 0xE0080)))
     prepend = "\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\u0d4e"
     high_prepend = (
         "\U000110bd\U000110cd\U000111c2\U000111c3\U000113d1\U0001193f\U00011941"
@@ -149,19 +126,12 @@ def _clusters() -> tuple[re.Pattern[str], ...]:
         "\u102b\u102c\u1038\u1062-\u1064\u1067-\u106d\u1083\u1087-\u108c\u108f\u109a-\u109c\u1a61"
         "\u1a63\u1a64\uaa7b\uaa7d\U00011720\U00011721"
     )
-    extending = pick("Mn", "Me") + tags + tones + "\u200c\uff9e\uff9f"
-    extend, high_extend = split(extending)
-    join, high_join = split(extending + pick("Mc", but=not_spacing) + "\u200d\u0e33\u0eb3")
-    control, high_control = split(
-        pick("Cc", "Cf", "Cs", "Zl", "Zp", but=f"\u200c\u200d{tags}{prepend}{high_prepend}")
-    )
     jamo_l, jamo_t = "\u1100-\u115f\ua960-\ua97c", "\u11a8-\u11ff\ud7cb-\ud7fb"
     jamo_v = "\u1160-\u11a7\ud7b0-\ud7c6"
     vowel = f"[{jamo_v}\U00016d63\U00016d67-\U00016d6a]"  # those above U+FFFF are Kirat Rai
+    jamo = jamo_l + jamo_v + jamo_t
     lv = "".join(map(chr, range(0xAC00, 0xD7A4, 28)))
     linker = "\u094d\u09cd\u0acd\u0b4d\u0c4d\u0d4d"
-    no_linker = "".join(re.findall(f"[^{linker}\u200c]", extend)) + "\u200d"
-    linking = f"[{no_linker}]*[{linker}][{no_linker}{linker}]*"
     consonant = (
         "\u0915-\u0939\u0958-\u095f\u0978-\u097f\u0995-\u09b9\u09dc-\u09df\u09f0\u09f1\u0a95-\u0ab9"
         "\u0af9\u0b15-\u0b39\u0b5c-\u0b5f\u0b71\u0c15-\u0c39\u0c58-\u0c5a\u0d15-\u0d3a"
@@ -170,7 +140,37 @@ def _clusters() -> tuple[re.Pattern[str], ...]:
         "\xa9\xae\u203c\u2049\u2122\u2139\u2190-\u23ff\u24c2\u25a0-\u27ff\u2934\u2935\u2b00-\u2bff"
         "\u3030\u303d\u3297\u3299\U0001f000-\U0001f1e5\U0001f200-\U0001f3fa\U0001f400-\U0001fffd"
     )
-    jamo = jamo_l + jamo_v + jamo_t
+    tones = "\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff"
+    tags = "".join(map(chr, range(0xE0020, 0xE0080)))
+    flag = "\U0001f1e6-\U0001f1ff"
+    # Above U+FFFF, but for pictograms, mathematical letters and Han, of which there is much text.
+    high = "\U00010000-\U0001d3ff\U0001d800-\U0001efff\U0001f3fb-\U0001f3ff\U000e0000-\U0010ffff"
+
+    by_category: dict[str, list[str]] = collections.defaultdict(list)
+    for char in map(chr, itertools.chain(range(0x20000), range(0xE0000, 0xE1000))):
+        by_category[unicodedata.category(char)].append(char)
+
+    def pick(*categories: str, but: str = "\0") -> str:
+        chars = "".join(char for category in categories for char in by_category[category])
+        return re.sub(f"[{but}]", "", chars)
+
+    def split(chars: str) -> tuple[str, str]:
+        """Return those up to U+FFFF, and a pattern for the others, which asks coarsely first."""
+        above = re.findall("[^\0-\uffff]", chars)
+        above.sort(key=lambda char: (char not in tones, char))  # tones first, which are frequent
+        runs = itertools.groupby(enumerate(above), lambda pair: pair[0] - ord(pair[1]))
+        ranges = [[char for _, char in run] for _, run in runs]
+        fine = "".join(f"{run[0]}-{run[-1]}" for run in ranges)
+        return re.sub("[^\0-\uffff]", "", chars), f"[{high}](?<=[{fine}])"
+
+    extending = pick("Mn", "Me") + tags + tones + "\u200c\uff9e\uff9f"
+    extend, high_extend = split(extending)
+    join, high_join = split(extending + pick("Mc", but=not_spacing) + "\u200d\u0e33\u0eb3")
+    control, high_control = split(
+        pick("Cc", "Cf", "Cs", "Zl", "Zp", but=f"\u200c\u200d{tags}{prepend}{high_prepend}")
+    )
+    no_linker = re.sub(f"[{linker}\u200c]", "", extend) + "\u200d"
+    linking = f"[{no_linker}]*[{linker}][{no_linker}{linker}]*"
     # To begin with one class is a quarter faster.  A joiner counts only with a pictogram behind it.
     rare = f"[\r{prepend}{jamo}\u200d\U00010000-\U0010ffff](?!(?<=\u200d)[^{pictogram}])"
     common = (
