@@ -183,13 +183,13 @@ def _clusters() -> tuple[re.Pattern[str], ...]:
     every = (
         f"([^{special}]+(?![{jamo_v}{jamo_t}{join}{high}])|)("
         f"[{prepend}{high_prepend}]*(?:"
-        f"[{flag}]{{2}}"
-        f"|[{pictogram}](?:[{extend}]*(?:{high_extend}[{extend}]*)*\u200d[{pictogram}])*"
+        f"[{flag}][{flag}]"
+        f"|[{pictogram}](?:(?:[{extend}]|{high_extend})*\u200d[{pictogram}])*"
         f"|[{jamo_l}]*(?:{vowel}+|[{lv}]{vowel}*|[\uac00-\ud7a3])[{jamo_t}]*"
         f"|[{jamo_l}]+|[{jamo_t}]+"
         f"|[{consonant}](?:{linking}[{consonant}])*"
         f"|(?![{control}]|{high_control}).)"
-        f"[{join}]*(?:{high_join}[{join}]*)*"
+        f"[{join}]*(?:{high_join}(?:[{join}]|{high_join})*|)"
         f"|\r\n|.|$)"
     )
     return tuple(re.compile(pattern, re.DOTALL) for pattern in (rare, common, every))
