@@ -641,7 +641,7 @@ def stream(
         sender.start()
         with selectors.DefaultSelector() as selector:
             selector.register(connection, selectors.EVENT_READ)
-            while received < sender.sent or not sender.finished:
+            while not sender.finished or received < sender.sent:  # sent is final only then
                 if selector.select(timeout / 10):
                     data = _receive(connection)
                     if not data:
@@ -657,7 +657,7 @@ def stream(
                         raise TimeoutError(f"no reply within {timeout:g} seconds")
     finally:
         sender.close()
-    if received != sender.sent or not sender.finished:
+    if not sender.finished or received != sender.sent:
         raise _reply_error(sender.sent, received, tail) from sender.failure
     if sender.failure:
         raise sender.failure

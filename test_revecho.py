@@ -1271,6 +1271,33 @@ class ClientTest(ServerCase):
         ):
             self.stream(source, address)
 
+    def test_stream_of_a_source_that_ends_while_that_is_asked(self):
+        """The last line is not missed though it is sent between two looks at the sender."""
+        more, replied = threading.Event(), threading.Event()
+
+        class Sender(revecho._Sender):
+            value = 0
+
+            def look(self):
+                value = self.value
+                asked = threading.current_thread() is not self
+                if asked and value == 4 and replied.is_set():  # as if who asks had to wait here
+                    more.set()
+                    until(lambda: self.finished)
+                return value
+
+            sent = property(look, lambda self, value: setattr(self, "value", value))
+
+        class Source(io.BytesIO):
+            def read1(self, _):
+                self.tell() == 4 and more.wait(0.2)
+                return super().read1(4)
+
+        sink = mock.Mock(write=lambda _: replied.set())
+        with mock.patch.object(revecho, "_Sender", Sender):
+            count = revecho.stream(Source(b"one\ntwo\n"), sink, *self.serve().server_address)
+        self.assertEqual(count, 8)
+
     def test_stream_of_a_source_that_fails(self):
         class Source(io.BytesIO):
             def read1(self, _):
