@@ -248,7 +248,7 @@ class ReverseHandler(socketserver.StreamRequestHandler):
     disable_nagle_algorithm = True  # a reply shall not wait until the one before is acknowledged
     rbufsize = 0  # _lines() receives by itself; a buffer would be memory for nothing
     answered = 0  # bytes
-    ended = False  # has the peer ended its side?
+    ended = False  # has everything been received that will ever come?
 
     def __str__(self) -> str:
         return _address(self.client_address)
@@ -313,11 +313,10 @@ class ReverseHandler(socketserver.StreamRequestHandler):
                     pending.clear()
                 pending += data[end:]
             del data  # it may be large, and the next long in coming
-        idle = self.request in server.cut
-        self.ended = not (idle or server.stopping)
-        if pending and idle:
-            raise _LimitError(f"line not finished within {server.idle_timeout:g} seconds")
+        self.ended = not server.stopping
         if pending and self.ended:
+            if self.request in server.cut:
+                raise _LimitError(f"line not finished within {server.idle_timeout:g} seconds")
             self._check(len(pending))
             yield bytes(pending)
 
