@@ -184,7 +184,7 @@ def _clusters() -> tuple[re.Pattern[str], ...]:
         f"([^{special}]+(?![{jamo_v}{jamo_t}{join}{high}])|)("
         f"[{prepend}{high_prepend}]*(?:"
         f"[{flag}][{flag}]"
-        f"|[{pictogram}](?:(?:[{extend}]|{high_extend})*\u200d[{pictogram}])*"
+        f"|[{pictogram}](?:[{extend}]|{high_extend}|\u200d[{pictogram}])*"
         f"|[{jamo_l}]*(?:{vowel}+|[{lv}]{vowel}*|[\uac00-\ud7a3])[{jamo_t}]*"
         f"|[{jamo_l}]+|[{jamo_t}]+"
         f"|[{consonant}](?:{linking}[{consonant}])*"
