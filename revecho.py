@@ -142,8 +142,9 @@ def _clusters() -> tuple[re.Pattern[str], ...]:
     tones = "\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff"
     tags = "".join(map(chr, range(0xE0020, 0xE0080)))
     flag = "\U0001f1e6-\U0001f1ff"
-    # Above U+FFFF, but for pictograms, mathematical letters and Han, of which there is much text.
-    high = "\U00010000-\U0001d3ff\U0001d800-\U0001efff\U0001f3fb-\U0001f3ff\U000e0000-\U0010ffff"
+    # Above U+FFFF, but for letters of Adlam and mathematics, pictograms and Han: they are frequent.
+    high = "\U00010000-\U0001d3ff\U0001d800-\U0001e8ff\U0001e944-\U0001efff"
+    high += "\U0001f3fb-\U0001f3ff\U000e0000-\U0010ffff"
 
     by_category: dict[str, list[str]] = collections.defaultdict(list)
     for char in map(chr, itertools.chain(range(0x20000), range(0xE0000, 0xE1000))):

@@ -303,6 +303,7 @@ class ClusterTest(unittest.TestCase):
             "Hangul syllable and jamo": "가\u11a8|나",
             "Japanese": "は\u3099|な|カ\u3099",
             "Chinese": "漢|字",
+            "Adlam": "\U0001e928\U0001e946|\U0001e925\U0001e944|\U0001e922",
             "flags": "🇩🇪|🇫🇷|🇯🇵",
             "odd flags": "🇩🇪|🇫",
             "flag of Wales": "🏴\U000e0067\U000e0062\U000e0077\U000e006c\U000e0073\U000e007f|x",
