@@ -241,8 +241,8 @@ CLASSES = {  # of UAX #29, each with characters that every Python has known sinc
     "CR": "\r",
     "LF": "\n",
     "Control": "\0\x1b\xad\u200b\u2028\u2060\udc80\U0001d173\U000e0001",
-    "Extend": "\u0300\u0301\u0489\u05b0\u0e34\u200c\u20dd\ufe0f\uff9e"
-    "\U0001f3fd\U000e0041\U00010a0f",
+    "ZWNJ": "\u200c",
+    "Extend": "\u0300\u0301\u0489\u05b0\u0e34\u20dd\ufe0f\uff9e\U0001f3fd\U000e0041\U00010a0f",
     "ZWJ": "\u200d",
     "Regional_Indicator": "\U0001f1e9\U0001f1ea\U0001f1eb\U0001f1f7",
     "Prepend": "\u0600\u06dd\u070f\u0d4e\U000110bd",
@@ -255,15 +255,42 @@ CLASSES = {  # of UAX #29, each with characters that every Python has known sinc
     "Pictogram": "\xa9\u263a\u2764\U0001f468\U0001f469\U0001f525\U0001f6f8",
     "Consonant": "\u0915\u0937\u0995\u0a95\u0b15\u0c15\u0d15",
     "Linker": "\u094d\u09cd\u0acd\u0b4d\u0c4d\u0d4d",
-    "Other": "aé日я\u05d0\u102b\U0001d4d0",
+    "Other": "a1é日я\u05d0\u102b\uffff\U0001d4d0",
 }
+CLASS = {char: name for name, chars in CLASSES.items() for char in chars}
+BREAKS = {"Control", "CR", "LF"}
+MARKS = {"Extend", "ZWNJ", "ZWJ", "Linker", "SpacingMark"}
+HANGUL = {"L": {"L", "V", "LV", "LVT"}, "LV": {"V", "T"}, "V": {"V", "T"}, "LVT": {"T"}, "T": {"T"}}
+
+
+def joined(kinds, after):
+    """Does UAX #29 join a character of the class *after* to the last of those before it?"""
+    before = kinds[-1]
+    if before in BREAKS or after in BREAKS:
+        return (before, after) == ("CR", "LF")  # GB3, GB4, GB5
+    if after in HANGUL.get(before, ()) or after in MARKS or before == "Prepend":
+        return True  # GB6, GB7, GB8, GB9, GB9a, GB9b
+    if after == "Consonant":  # GB9c
+        marks = {"Extend", "ZWJ", "Linker"}
+        marks = list(itertools.takewhile(marks.__contains__, reversed(kinds)))
+        return "Linker" in marks and kinds[: -len(marks)][-1:] == ["Consonant"]
+    if (before, after) == ("ZWJ", "Pictogram"):  # GB11
+        start = itertools.dropwhile({"Extend", "ZWNJ", "Linker"}.__contains__, kinds[-2::-1])
+        return next(start, None) == "Pictogram"
+    flags = len(list(itertools.takewhile("Regional_Indicator".__eq__, reversed(kinds))))
+    return after == "Regional_Indicator" and flags % 2 == 1  # GB12, GB13
 
 
 def clusters(text):
-    """The grapheme clusters of a text, by the pattern for Pythons before 3.15."""
-    _, every = revecho._clusters()
-    pairs = every.findall(text)
-    return [cluster for others, last in pairs for cluster in (*others, last) if cluster]
+    """Return the grapheme clusters of a text that consists of CLASSES."""
+    kinds = [CLASS[char] for char in text]
+    found = []
+    for i, char in enumerate(text):
+        if i and joined(kinds[:i], kinds[i]):
+            found[-1] += char
+        else:
+            found.append(char)
+    return found
 
 
 class ClusterTest(unittest.TestCase):
@@ -319,6 +346,8 @@ class ClusterTest(unittest.TestCase):
             "joined, none above U+FFFF": "☺\u200d❤|☺",
             "woman scientist, skin tone": "👩🏽\u200d🔬|x",
             "rainbow flag": "🏳\ufe0f\u200d🌈|🏳\ufe0f",
+            "emoji and what stands for it": "\uffff|🇩🇪|\uffff\u0301|👨\u200d👩\u0903",
+            "number sign before an emoji": "\u0600👨\u200d👩|\u06001|\u0600\u06002\u0301",
             "keycap": "1\ufe0f\u20e3|2",
             "emoji without joiner": "👨|👩",
             "joiner without emoji": "a\u200d|b",
@@ -331,7 +360,6 @@ class ClusterTest(unittest.TestCase):
                 self.assertEqual(
                     revecho.reverse_text(word.replace("|", "")), "".join(reversed(word.split("|")))
                 )
-                self.assertEqual(clusters(word.replace("|", "")), word.split("|"))
                 if not re.search("[\r\n]", word):
                     self.assertEqual(
                         revecho.reverse_lines(word.replace("|", "").encode() + b"\n"),
@@ -371,18 +399,15 @@ class ClusterTest(unittest.TestCase):
         for text in self.random_texts():
             parts = clusters(text)
             self.assertEqual("".join(parts), text)
-            self.assertNotIn("", parts)
-            backwards = revecho.reverse_text(text)
-            self.assertEqual(backwards, "".join(reversed(parts)), ascii(text))
-            self.assertEqual(clusters(text), [part for each in parts for part in clusters(each)])
+            self.assertEqual(revecho.reverse_text(text), "".join(reversed(parts)), ascii(text))
             data = text.encode("utf-8", "surrogateescape")
             answer = revecho.reverse_lines(data)
             self.assertEqual(len(answer), len(data))
             self.assertEqual(answer.count(b"\n"), data.count(b"\n"))
 
     def test_each_short_way_matches_the_same_clusters(self):
-        ways, _ = revecho._clusters()
-        for beyond, joined in ways:
+        *ways, _, _ = revecho._clusters()
+        for beyond, joined in zip(ways[::2], ways[1::2]):
             taken = 0
             for text in self.random_texts():
                 if not beyond.search(text):
@@ -394,13 +419,15 @@ class ClusterTest(unittest.TestCase):
 
     @unittest.skipUnless(hasattr(unicodedata, "iter_graphemes"), "needs Python 3.15")
     def test_agreement_with_unicodedata(self):
-        differ = total = 0
-        for text in self.random_texts():
-            if not re.search("[\ud800-\udfff]", text):
-                total += 1
-                differ += clusters(text) != list(map(str, unicodedata.iter_graphemes(text)))
-                self.assertEqual(revecho.reverse_text(text), "".join(reversed(clusters(text))))
-        self.assertEqual((differ, total > 5000), (0, True))
+        self.addCleanup(revecho._clusters.cache_clear)
+        for version in ((3, 14), sys.version_info):
+            revecho._clusters.cache_clear()
+            with mock.patch.object(sys, "version_info", version):
+                for text in self.random_texts():
+                    if not re.search("[\ud800-\udfff]", text):
+                        parts = map(str, unicodedata.iter_graphemes(text))
+                        backwards = "".join(reversed([*parts]))
+                        self.assertEqual(revecho.reverse_text(text), backwards, ascii(text))
 
     def test_undecodable_bytes_join_nothing(self):
         self.assertEqual(revecho.reverse_text("a\udcff\u0301b"), "b\u0301\udcffa")
@@ -436,6 +463,10 @@ class ClusterTest(unittest.TestCase):
             "\r",
             "\u200b",
             "\U0001f468\U000e0041",
+            "\U0001f468\u200d\u0301",
+            "\U0001f1e9\u0301",
+            "\u06001",
+            "\uffff\u0301",
             "a\u0301",
             "a\u200d",
             "\uac00",
