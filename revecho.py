@@ -129,9 +129,9 @@ def _clusters() -> tuple[re.Pattern[str], ...]:
     """Compile the rules of UAX #29, table 1c.
 
     All but two are pairs.  Text in which the first of a pair finds nothing takes half the time: the
-    second matches its clusters, of marks and conjuncts, of jamo or of marks above U+FFFF, in the
-    text reversed.  The last pattern but one matches U+FFFF and what it can stand for meanwhile:
-    emoji, flags, digits after a number sign.  The last matches every cluster that there is then,
+    second matches its clusters, of conjuncts and marks or of marks above U+FFFF, in the text
+    reversed.  The last pattern but one matches U+FFFF and what it can stand for meanwhile: jamo,
+    flags, emoji, digits after a number sign.  The last matches every cluster that there is then,
     in text as it stands: one group for characters that join no other, and one for the cluster
     after.
     """
@@ -201,10 +201,6 @@ def _clusters() -> tuple[re.Pattern[str], ...]:
         f"(?<=[{join}])[{join}]*(?:[^{control}{consonant}]|[{consonant}]{conjunct}*)"
         f"|{conjunct}+))"
     )
-    syllable = (
-        f"[{jamo_t}]*(?:[{jamo_v}]+[{lv}]?|[\uac00-\ud7a3])[{jamo_l}]*|[{jamo_t}]+|[{jamo_l}]+"
-    )
-    hangul = f"({syllable}|[{join}]+(?:{syllable}|[^{control}]))"
     # To ask first whether it is a letter or an emoji, in one class, takes a third of the time.
     emoji = "\U0001f400-\U000dffff\U0001f200-\U0001f3fa\U0001f000-\U0001f1e5"
     single = without(f"{join}\U00010000-\U0010ffff")
@@ -212,21 +208,22 @@ def _clusters() -> tuple[re.Pattern[str], ...]:
     high_marked = f"({mark}(?:{mark})*[^{control}])"
     # A joiner counts only before a pictogram.  To begin with one class is a quarter faster.
     counts = f"(?!(?<=\u200d)[^{pictogram}])"
-    odd = f"\r\u200d{prepend}"
+    odd = f"\r\u200d{prepend}{jamo}"
     astral = "\U00010000-\U0001d3ff\U0001d800-\U0001efff"  # all but letters of mathematics
-    high_odd = f"\u0e33\u0eb3\uff9e\uff9f{high_prepend}{high_vowel}{high_control}"
+    high_odd = f"{consonant}\u0e33\u0eb3\uff9e\uff9f{high_prepend}{high_vowel}{high_control}"
     ways = {
-        f"[^{without(odd + jamo + astral)}{emoji}]{counts}": marked,
-        f"[^{without(odd + consonant + astral)}{emoji}]{counts}": hangul,
-        f"[^{emoji}{tones}{without(odd + jamo + consonant + high_odd)}]{counts}": high_marked,
+        f"[^{without(odd + astral)}{emoji}]{counts}": marked,
+        f"[^{emoji}{tones}{without(odd + high_odd)}]{counts}": high_marked,
     }
     if sys.version_info >= (3, 15):  # all but accents; unicodedata may know newer rules
         ways = {_JOINING.pattern.replace("\u0300-\u036f", ""): marked}
     high_extending = f"[{high}](?<=[{high_extend}])"
-    plain = without(f"{pictogram}{prepend}\uffff")
+    plain = without(f"{jamo_l}{pictogram}{prepend}\uffff")
+    hangul = f"[{jamo_l}]*(?:{vowel}+|[{lv}]{vowel}*|[\uac00-\ud7a3])[{jamo_t}]*|[{jamo_l}]+"
     rare = (
         f"([^{plain}\U00020000-\U0010ffff](?:"
-        f"(?<=[{flag}])[{flag}]"
+        f"(?<=[{jamo_l}])(?:{hangul})"
+        f"|(?<=[{flag}])[{flag}]"
         f"|(?<=[{pictogram}])(?:[{extend}]|{high_extending}|\u200d[{pictogram}])+"
         f"|(?<=[{prepend}])\\d"
         f"|(?<=\uffff)))"
@@ -237,8 +234,7 @@ def _clusters() -> tuple[re.Pattern[str], ...]:
     every = (
         f"([^{special}]+(?![{jamo_v}{jamo_t}{join}{high}])|)("
         f"[{prepend}{high_prepend}]*(?:"
-        f"[{jamo_l}]*(?:{vowel}+|[{lv}]{vowel}*|[\uac00-\ud7a3])[{jamo_t}]*"
-        f"|[{jamo_l}]+|[{jamo_t}]+"
+        f"{hangul}|[{jamo_t}]+"
         f"|[{consonant}](?:{linking}*[{linker}](?:[{linker}]|{linking})*[{consonant}])*"
         f"|(?![{control}]|[{high}](?<=[{high_control}])).)"
         f"[{join}]*(?:{high_joining}(?:[{join}]|{high_joining})*|)"
