@@ -165,28 +165,29 @@ def _clusters() -> tuple[re.Pattern[str], ...]:
     # Above U+FFFF, but for pictograms and Han, which are frequent.
     high = "\U00010000-\U0001efff\U0001f3fb-\U0001f3ff\U000e0000-\U0010ffff"
 
+    chars = "".join(map(chr, itertools.chain(range(0x20000), range(0xE0000, 0xE1000))))
     by_category: dict[str, list[str]] = collections.defaultdict(list)
-    for char in map(chr, itertools.chain(range(0x20000), range(0xE0000, 0xE1000))):
+    for char in chars:
         by_category[unicodedata.category(char)].append(char)
 
     def pick(*categories: str, but: str = "\0") -> str:
-        chars = "".join(char for category in categories for char in by_category[category])
-        return re.sub(f"[{but}]", "", chars)
+        picked = itertools.chain.from_iterable(map(by_category.__getitem__, categories))
+        return re.sub(f"[{but}]", "", "".join(picked))
 
     def ranges(runs: Iterable[Sequence[str]]) -> str:
         return "".join(f"{run[0]}-{run[-1]}" for run in runs)
 
-    def without(chars: str) -> str:
+    def without(odd: str) -> str:
         """Return the ranges of all below U+1F000 but these: a class of them begins with ASCII."""
-        return ranges(re.findall(f"[^{chars}]+", "".join(map(chr, range(0x1F000)))))
+        return ranges(re.findall(f"[^{odd}]+", chars[:0x1F000]))
 
-    def split(chars: str) -> tuple[str, str]:
-        """Return those up to U+FFFF, and the ranges of the others."""
-        above = re.findall("[^\0-\uffff]", chars)
-        above.sort(key=lambda char: (char not in tones, char))  # tones first, which are frequent
-        runs = itertools.groupby(enumerate(above), lambda pair: pair[0] - ord(pair[1]))
-        fine = ranges([char for _, char in run] for _, run in runs)
-        return re.sub("[^\0-\uffff]", "", chars), fine
+    def split(mixed: str) -> tuple[str, str]:
+        """Return the ranges of those up to U+FFFF, and the ranges of the others."""
+        ordered = sorted(mixed, key=lambda char: (char not in tones, char))  # tones are frequent
+        groups = itertools.groupby(enumerate(ordered), lambda pair: pair[0] - ord(pair[1]))
+        runs = [[char for _, char in group] for _, group in groups]
+        low = [run for run in runs if run[0] <= "\uffff"]
+        return ranges(low), ranges(run for run in runs if run[0] > "\uffff")
 
     extending = pick("Mn", "Me") + tags + tones + "\u200c\uff9e\uff9f"
     extend, high_extend = split(extending)
@@ -194,7 +195,7 @@ def _clusters() -> tuple[re.Pattern[str], ...]:
     control, high_control = split(
         pick("Cc", "Cf", "Cs", "Zl", "Zp", but=f"\u200c\u200d{tags}{prepend}{high_prepend}")
     )
-    no_linker = re.sub(f"[{linker}\u200c]", "", extend) + "\u200d"
+    no_linker = split(re.sub(f"[{linker}\u200c]", "", extending) + "\u200d")[0]
     conjunct = f"(?:[{no_linker}]*[{linker}][{no_linker}{linker}]*[{consonant}])"
     marked = (
         f"([{join}{consonant}](?:"
