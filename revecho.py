@@ -5,7 +5,7 @@ One file, standard library only; copy it wherever you need it.  Run it:
 
     python revecho.py server                   # listens on 127.0.0.1:2002 until Ctrl-C
     python revecho.py client hello             # prints olleh
-    python revecho.py client < a_file          # prints it as rev(1) would
+    python revecho.py client < a_file          # prints it with every line reversed
 
 Embed it, here with the client in the same program:
 
@@ -114,7 +114,7 @@ def reverse_text(text: str) -> str:
 
 
 def _short_way(text: str) -> str:
-    """Reverse *text* whole, then its clusters back; return nothing if that is not enough."""
+    """Reverse *text* whole, then its clusters back; return "" if that is not enough."""
     *ways, _, _ = _clusters()
     for beyond, joined in zip(ways[::2], ways[1::2]):
         if not beyond.search(text):
@@ -155,15 +155,17 @@ def _clusters() -> tuple[re.Pattern[str], ...]:
         "\u0915-\u0939\u0958-\u095f\u0978-\u097f\u0995-\u09b9\u09dc-\u09df\u09f0\u09f1\u0a95-\u0ab9"
         "\u0af9\u0b15-\u0b39\u0b5c-\u0b5f\u0b71\u0c15-\u0c39\u0c58-\u0c5a\u0d15-\u0d3a"
     )
+    high_pictogram = "\U0001f400-\U0001fffd\U0001f200-\U0001f3fa\U0001f000-\U0001f1e5"
     pictogram = (
         "\xa9\xae\u203c\u2049\u2122\u2139\u2190-\u23ff\u24c2\u25a0-\u27ff\u2934\u2935\u2b00-\u2bff"
-        "\u3030\u303d\u3297\u3299\U0001f000-\U0001f1e5\U0001f200-\U0001f3fa\U0001f400-\U0001fffd"
+        f"\u3030\u303d\u3297\u3299{high_pictogram}"
     )
     tones = "\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff"
     tags = "".join(map(chr, range(0xE0020, 0xE0080)))
     flag = "\U0001f1e6-\U0001f1ff"
-    # Above U+FFFF, but for pictograms and Han, which are frequent.
-    high = "\U00010000-\U0001efff\U0001f3fb-\U0001f3ff\U000e0000-\U0010ffff"
+    am, voicing = "\u0e33\u0eb3", "\uff9e\uff9f"  # letters that join the one before
+    frequent = f"{high_pictogram}\U00020000-\U000dffff"  # above U+FFFF: emoji and Han
+    high = "\U00010000-\U0001efff\U0001f3fb-\U0001f3ff\U000e0000-\U0010ffff"  # the others
 
     chars = "".join(map(chr, itertools.chain(range(0x20000), range(0xE0000, 0xE1000))))
     by_category: dict[str, list[str]] = collections.defaultdict(list)
@@ -171,8 +173,8 @@ def _clusters() -> tuple[re.Pattern[str], ...]:
         by_category[unicodedata.category(char)].append(char)
 
     def pick(*categories: str, but: str = "\0") -> str:
-        picked = itertools.chain.from_iterable(map(by_category.__getitem__, categories))
-        return re.sub(f"[{but}]", "", "".join(picked))
+        picked = "".join("".join(by_category[category]) for category in categories)
+        return re.sub(f"[{but}]", "", picked)
 
     def ranges(runs: Iterable[Sequence[str]]) -> str:
         return "".join(f"{run[0]}-{run[-1]}" for run in runs)
@@ -189,9 +191,9 @@ def _clusters() -> tuple[re.Pattern[str], ...]:
         low = [run for run in runs if run[0] <= "\uffff"]
         return ranges(low), ranges(run for run in runs if run[0] > "\uffff")
 
-    extending = pick("Mn", "Me") + tags + tones + "\u200c\uff9e\uff9f"
+    extending = pick("Mn", "Me") + tags + tones + voicing + "\u200c"
     extend, high_extend = split(extending)
-    join, high_join = split(extending + pick("Mc", but=not_spacing) + "\u200d\u0e33\u0eb3")
+    join, high_join = split(extending + pick("Mc", but=not_spacing) + am + "\u200d")
     control, high_control = split(
         pick("Cc", "Cf", "Cs", "Zl", "Zp", but=f"\u200c\u200d{tags}{prepend}{high_prepend}")
     )
@@ -202,19 +204,18 @@ def _clusters() -> tuple[re.Pattern[str], ...]:
         f"(?<=[{join}])[{join}]*(?:[^{control}{consonant}]|[{consonant}]{conjunct}*)"
         f"|{conjunct}+))"
     )
-    # To ask first whether it is a letter or an emoji, in one class, takes a third of the time.
-    emoji = "\U0001f400-\U000dffff\U0001f200-\U0001f3fa\U0001f000-\U0001f1e5"
+    # To ask first whether it is a letter or frequent, in one class, takes a third of the time.
     single = without(f"{join}\U00010000-\U0010ffff")
-    mark = f"[^{single}{emoji}\\w](?<=[{join}{high_join}])"
+    mark = f"[^{single}{frequent}\\w](?<=[{join}{high_join}])"
     high_marked = f"({mark}(?:{mark})*[^{control}])"
     # A joiner counts only before a pictogram.  To begin with one class is a quarter faster.
     counts = f"(?!(?<=\u200d)[^{pictogram}])"
     odd = f"\r\u200d{prepend}{jamo}"
     astral = "\U00010000-\U0001d3ff\U0001d800-\U0001efff"  # all but letters of mathematics
-    high_odd = f"{consonant}\u0e33\u0eb3\uff9e\uff9f{high_prepend}{high_vowel}{high_control}"
+    high_odd = f"{consonant}{am}{voicing}{high_prepend}{high_vowel}{high_control}"
     ways = {
-        f"[^{without(odd + astral)}{emoji}]{counts}": marked,
-        f"[^{emoji}{tones}{without(odd + high_odd)}]{counts}": high_marked,
+        f"[^{without(odd + astral)}{frequent}]{counts}": marked,
+        f"[^{frequent}{tones}{without(odd + high_odd)}]{counts}": high_marked,
     }
     if sys.version_info >= (3, 15):  # all but accents; unicodedata may know newer rules
         ways = {_JOINING.pattern.replace("\u0300-\u036f", ""): marked}
