@@ -422,6 +422,29 @@ class ClusterTest(unittest.TestCase):
                         backwards = "".join(reversed([*parts]))
                         self.assertEqual(revecho.reverse_text(text), backwards, ascii(text))
 
+    @unittest.skipUnless(hasattr(unicodedata, "iter_graphemes"), "needs Python 3.15")
+    def test_each_character(self):
+        """Without the branch for 3.15, each stands with those that show what it is."""
+        self.addCleanup(revecho._clusters.cache_clear)
+        revecho._clusters.cache_clear()
+        known = {"DEVANAGARI", "BENGALI", "GUJARATI", "ORIYA", "TELUGU", "MALAYALAM"}  # to GB9c
+        with mock.patch.object(sys, "version_info", (3, 14)):
+            for char in map(chr, range(0x110000)):
+                category, script = (
+                    unicodedata.category(char),
+                    unicodedata.name(char, "").split()[:1],
+                )
+                if category in ("Cn", "Co", "Cs") or script in (["CJK"], ["TANGUT"], ["EGYPTIAN"]):
+                    continue
+                text = "a?\n?a\n?\u0301\n\u1100?\n?\u1175\n?\u11a8\n?\U0001f1e9\n??"
+                if category[0] not in "NPS" or unicodedata.extended_pictographic(char):
+                    text += "\n?\u200d\u2764\n\u2764\u200d?"
+                if category != "Mc" and not known.isdisjoint(script):
+                    text += "\n\u0915?\u0915\n\u0915\u094d?\n?\u094d\u0915\n\u0915\u094d?\u0915"
+                text = text.replace("?", char)
+                backwards = "".join(reversed([*map(str, unicodedata.iter_graphemes(text))]))
+                self.assertEqual(revecho.reverse_text(text), backwards, ascii(char))
+
     def test_undecodable_bytes_join_nothing(self):
         self.assertEqual(revecho.reverse_text("a\udcff\u0301b"), "b\u0301\udcffa")
         line = b"a\xff\xcc\x81b\n"
