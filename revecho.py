@@ -29,10 +29,12 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import errno
 import functools
 import io
 import itertools
 import logging
+import math
 import os
 import queue
 import re
@@ -47,8 +49,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, Callable
 
-__all__ = ["HOST", "PORT", "ReplyError", "ReverseHandler", "ReverseServer", "main", "request"]
-__all__ += ["reverse_lines", "reverse_text", "running_server", "stream"]
+__all__ = ["HOST", "PORT", "ProtocolError", "ReplyError", "ReverseHandler", "ReverseServer"]
+__all__ += ["main", "request", "reverse_lines", "reverse_text", "running_server", "stream"]
 __version__ = "1.0"
 
 HOST = "127.0.0.1"
@@ -59,12 +61,14 @@ IDLE_TIMEOUT = 60.0  # seconds
 GRACE = 5.0  # seconds
 
 _BLOCK = 65536  # bytes asked for in one receive
-_SMALL = 1024  # bytes asked for from those who send little; saves 2 of 26 KiB for each that waits
-_DRAIN = 1 << 30  # bytes read and dropped, at most, from a peer that goes on sending at the end
-_QUIET = 0.5  # seconds without input after which a peer is taken to have stopped sending
-_LOOK = 0.5  # seconds between two looks over all connections
-_CR, _LF = b"\r\n"  # as numbers, which are found in bytes in a quarter of the time
-_DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)  # Windows has none
+_CR = 13  # as a number, which is found in bytes in a quarter of the time
+_IDLE, _STOPPING = "idle", "stopping"  # why the server ends a connection
+# Of the errors of accept, these say that the listening socket is no more, or does not listen ...
+_BROKEN = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
+# ... and these that the system has no room for another connection.  All others are about the one
+# connection that was to be accepted.
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # Windows has no poll
 
 log = logging.getLogger("revecho")
 
@@ -269,37 +273,120 @@ def reverse_lines(lines: bytes) -> bytes:
     return b"\n".join(reversed_lines)
 
 
-# The handler: one connection
+# Cutting bytes into lines, no sockets either
+
+
+class ProtocolError(Exception):
+    """What respond() raises to tell the peer ``error: `` and *message*, and end the connection.
+
+    *reply* is sent before that: what there is by then for the lines before.
+    """
+
+    def __init__(self, message: str, reply: bytes = b"") -> None:
+        super().__init__(message)
+        self.reply = reply
+
+
+class _Lines:
+    """The lines in what comes bit by bit, none of them longer than *max_line* bytes."""
+
+    def __init__(self, max_line: int) -> None:
+        self.max_line = max_line
+        self.block = min(_BLOCK, max_line)  # the most bytes to add at a time
+        self.begun = bytearray()  # a line that is not whole yet
+
+    def add(self, data: bytes) -> bytes:
+        """Return the lines that *data*, at most max_line bytes, makes whole."""
+        if not self.begun and data.endswith(b"\n"):
+            return data
+        end = data.rfind(b"\n") + 1
+        if len(self.begun) + len(data) > self.max_line:  # only the first can be too long
+            first = data[: data.find(b"\n")] if end else data
+            self._check(len(self.begun) + len(first) - (first or self.begun).endswith(b"\r"))
+        whole = bytes(self.begun) + data[:end] if end else b""
+        if end:
+            self.begun.clear()
+        self.begun += data[end:]
+        return whole
+
+    def last(self) -> bytes:
+        """Return the line that the end makes whole, if there is one."""
+        self._check(len(self.begun))
+        return bytes(self.begun)
+
+    def _check(self, length: int) -> None:
+        if length > self.max_line:
+            raise ProtocolError(f"line longer than {self.max_line} bytes")
+
+
+# Sockets and their addresses
+
+
+def _resolve(host: str, port: int) -> tuple[int, Any]:
+    """Return the address family and the address to listen on; any, if *host* is empty."""
+    found = socket.getaddrinfo(host or None, 0, 0, socket.SOCK_STREAM, 0, socket.AI_PASSIVE)
+    family, _, _, _, address = found[0]
+    return family, (address[0], port, *address[2:])
 
 
 def _address(address: Any) -> str:
-    host, port = address[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    """Return host:port; any other address, such as the path of a Unix socket, as it is."""
+    if isinstance(address, tuple) and len(address) > 1:
+        host, port = address[:2]
+        return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+    return address if isinstance(address, str) else repr(address)
 
 
 def _shut(connection: socket.socket, how: int) -> None:
     with contextlib.suppress(OSError):  # the peer may have been faster
-        connection.shutdown(how)
+        socket.socket.shutdown(connection, how)  # SSLSocket's own would take the TLS layer away
 
 
-class _LimitError(Exception):
-    """What a peer is told that has reached a limit."""
+def _readable(connection: socket.socket) -> bool:
+    """Tell whether a receive, or accept, would return at once."""
+    with _Selector() as selector:
+        selector.register(connection, selectors.EVENT_READ)
+        return bool(selector.select(0))
+
+
+# One connection
+
+
+class _EndedError(Exception):
+    """The connection broke, or the server ends it; the message says why."""
+
+
+class _State:
+    """What other threads must know of a connection, and what they want of it.
+
+    Its own thread writes the first two, at any time; others write the last two, under the lock.
+    """
+
+    receiving = True  # may its thread be inside a receive?
+    ending = ""  # why the server ends the connection, if it does
+    shut = False  # has the server ended a receive that was waiting?
+
+    def __init__(self) -> None:
+        self.opened_at = self.waiting_since = time.monotonic()  # so long the peer keeps us waiting
 
 
 class ReverseHandler(socketserver.StreamRequestHandler):
-    """Answers the lines of one connection.
+    """Answers the lines of one connection, on a thread that does nothing else meanwhile.
 
-    Override respond() to answer something else.  Who overrides handle() instead sets rbufsize, as
-    rfile has no buffer here, and sees to the limits: to the server a connection is idle until its
-    entry in answered_at is set.
+    Override respond() to answer something else; the limits and the way of stopping stay.  Who
+    overrides handle() instead must see to max_line, may want another rbufsize, and has
+    idle_timeout for the whole connection.
     """
 
     server: ReverseServer
     request: socket.socket
     disable_nagle_algorithm = True  # a reply shall not wait until the one before is acknowledged
-    rbufsize = 0  # _lines() receives by itself; a buffer would be memory for nothing
+    rbufsize = 0  # nothing here reads from rfile; its buffer would be memory for nothing
+    drain_quiet = 0.5  # seconds without input after which a peer is taken to have stopped sending
+    drain_limit = 1 << 30  # bytes dropped, at most, of one that goes on
     answered = 0  # bytes
-    ended = False  # has everything been received that will ever come?
+    _why = ""  # the connection ended, if it was not the peer that ended it
+    _settled = False  # is nothing on its way that closing could destroy?
 
     def __str__(self) -> str:
         return _address(self.client_address)
@@ -307,95 +394,204 @@ class ReverseHandler(socketserver.StreamRequestHandler):
     def respond(self, lines: bytes) -> bytes:
         """Return the answer to *lines*: one or more whole lines, each with its ending.
 
-        Only the last line before the peer ends its side can lack one.  What this raises is logged,
-        and closes the connection.
+        Only the last line before the peer ends its side can lack one.  How many come at a time is
+        chance.  Only LF ends a line, so splitlines() would cut too often; this is how to do it:
+
+            def respond(self, lines):
+                return b"".join(line.upper() for line in io.BytesIO(lines))
+
+        Raise ProtocolError to tell the peer what is wrong.  Any other exception is logged with its
+        traceback.  Both end the connection.
         """
         return reverse_lines(lines)
 
     def setup(self) -> None:
         """Prepare the connection."""
         super().setup()
+        self.state = self.server.connections[self.request]
+        self._lines = _Lines(self.server.max_line)
         log.info("%s connected", self)
 
     def handle(self) -> None:
-        """Answer line after line, until the peer ends its side or a limit or the server ends it."""
+        """Answer line after line, until the peer ends its side, or a limit or the server does."""
         try:
-            for lines in self._lines():
-                try:
-                    reply = self.respond(lines)
-                except OSError as error:  # must not pass for an error of this connection
-                    raise RuntimeError("respond() failed") from error
-                self._send(reply)
-                self.answered += len(reply)
-                del lines, reply  # large, perhaps, and the next ones long in coming
-        except _LimitError as error:
-            log.info("%s: %s", self, error)
-            self._send(f"error: {error}\n".encode())
+            while data := self._receive():
+                if whole := self._lines.add(data):
+                    self._answer(whole)
+                del data, whole  # large, perhaps, and the next ones long in coming
+            if last := self._lines.last():
+                self._answer(last)
+            self._settled = True
+        except ProtocolError as error:
+            self._tell(str(error), error.reply)
+        except _EndedError as end:
+            self._why = str(end)
+            if self._lines.begun and self.state.ending == _IDLE:
+                self._tell(f"line not finished within {self.server.idle_timeout:g} seconds")
+            else:
+                self._settled = self.state.shut
 
     def finish(self) -> None:
         """See to it that the last reply arrives."""
         super().finish()
-        if not self.ended:
+        if not self._settled:
             self._drain()
-        log.info("%s gone, %d bytes answered", self, self.answered)
+        took, why = time.monotonic() - self.state.opened_at, self._why and f": {self._why}"
+        log.info("%s gone after %.1f s, %d bytes answered%s", self, took, self.answered, why)
+
+    def _receive(self) -> bytes:
+        """Return what the peer sends next; nothing when it has ended its side."""
+        state = self.state
+        # Write, then look: who ends connections does it the other way round, so that at least one
+        # of the two threads sees what the other has written.
+        state.receiving = True
+        try:
+            if state.ending:
+                if state.ending == _IDLE or time.monotonic() > self.server.deadline:
+                    raise _EndedError(state.ending)
+                self.request.settimeout(0)  # for what has arrived, and no more
+            data = self.request.recv(self._lines.block)
+        except OSError as error:
+            raise _EndedError(state.ending or error.strerror or error) from error
+        state.receiving = False
+        if not data and state.shut:
+            raise _EndedError(state.ending)
+        return data
+
+    def _answer(self, lines: bytes) -> None:
+        self.state.waiting_since = math.inf  # what respond() takes is not the peer's time
+        reply = self.respond(lines)
+        self._send(reply)
+        self.answered += len(reply)
 
     def _send(self, data: bytes) -> None:
-        self.request.sendall(data)
-        self.server.answered_at[self.request] = time.monotonic()
+        state, connection = self.state, self.request
+        state.waiting_since = time.monotonic()  # for the peer to read
+        try:
+            if state.ending:
+                connection.settimeout(None)  # see _receive()
+            connection.sendall(data)
+        except OSError as error:
+            raise _EndedError(error.strerror or error) from error
+        state.waiting_since = time.monotonic()
 
-    def _lines(self) -> Iterator[bytes]:
-        """Yield all that the peer sends, in blocks of whole lines, wherever TCP has cut it."""
-        server, receive = self.server, self.request.recv
-        large = min(_BLOCK, server.max_line)
-        size = small = min(_SMALL, large)
-        pending = bytearray()  # the beginning of a line
-        while data := self._receive_rest(size) if server.stopping else receive(size):
-            size = large if len(data) >= small else small
-            if not pending and data[-1] == _LF:  # saves 5 % of a short exchange
-                yield data
-            else:
-                if len(pending) + len(data) > server.max_line:
-                    # Only the first line can be too long, as no more than max_line comes at a time.
-                    line = (pending + data).partition(b"\n")[0]
-                    self._check(len(line) - line.endswith(b"\r"))
-                end = data.rfind(b"\n") + 1
-                if end:
-                    yield bytes(pending) + data[:end]
-                    pending.clear()
-                pending += data[end:]
-            del data  # it may be large, and the next long in coming
-        self.ended = not server.stopping
-        if pending and self.ended:
-            if self.request in server.cut:
-                raise _LimitError(f"line not finished within {server.idle_timeout:g} seconds")
-            self._check(len(pending))
-            yield bytes(pending)
-
-    def _check(self, length: int) -> None:
-        if length > self.server.max_line:
-            raise _LimitError(f"line longer than {self.server.max_line} bytes")
-
-    def _receive_rest(self, size: int) -> bytes:
-        """Receive what has arrived though the server stops; nothing when there is no time left."""
-        with contextlib.suppress(BlockingIOError):
-            if time.monotonic() < self.server.deadline:
-                return self.request.recv(size, _DONTWAIT)
-        return b""
+    def _tell(self, message: str, reply: bytes = b"") -> None:
+        self._why = message
+        with contextlib.suppress(_EndedError):  # it may be gone
+            self._send(reply + f"error: {message}\n".encode("utf-8", "surrogateescape"))
 
     def _drain(self) -> None:
         """End our side, then for a while read and drop what the peer still sends.
 
         To close with input unread would reset the connection, and destroy replies on their way.
         """
-        with contextlib.suppress(OSError):  # it may be gone already
-            self.request.shutdown(socket.SHUT_WR)
-            self.request.settimeout(_QUIET)
-            deadline, left = time.monotonic() + self.server.grace, _DRAIN
-            while left > 0 and time.monotonic() < deadline and (data := self.request.recv(_BLOCK)):
+        server, connection, shut = self.server, self.request, self.state.shut
+        self.state.waiting_since = math.inf  # this has limits of its own
+        deadline, left = time.monotonic() + server.grace, self.drain_limit
+        with contextlib.suppress(OSError):  # the peer is quiet, or gone
+            if not shut:  # with both ways ended, Linux resets the connection at any further input
+                connection.shutdown(socket.SHUT_WR)
+            connection.settimeout(self.drain_quiet)
+            while left > 0 and time.monotonic() < deadline:
+                if shut:  # and so a receive does not wait
+                    server.connections.wait(lambda: server.stopping, self.drain_quiet)
+                data = connection.recv(_BLOCK)
+                if not data:
+                    break
                 left -= len(data)
 
 
-# The server: all connections
+# All connections
+
+
+class _Connections(dict[socket.socket, _State]):
+    """The open connections.
+
+    Only under the lock is one added, shut down by another thread than its own, or closed.  So
+    nobody shuts down a descriptor that is another's by now.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Condition()  # notified when a connection is closed
+
+    def close(self, connection: socket.socket) -> None:
+        with self.lock:
+            self.pop(connection, None)
+            # close() would leave it open for as long as rfile is, perhaps because of an exception.
+            descriptor = connection.detach()
+            if descriptor >= 0:
+                socket.close(descriptor)
+            self.lock.notify_all()
+
+    def end(self, why: str, since: float = math.inf) -> None:
+        """End those that have kept us waiting since then; cut those that were to end before."""
+        with self.lock:
+            for connection, state in self.items():
+                if state.waiting_since > since:
+                    continue
+                if state.ending == why:
+                    _shut(connection, socket.SHUT_RDWR)
+                state.ending = why
+                # Now look, see ReverseHandler._receive().  Where something has arrived no receive
+                # waits, and perhaps it is the end of the peer's side, which must not pass for ours.
+                if state.receiving and not _readable(connection):
+                    state.shut = True
+                    _shut(connection, socket.SHUT_RD)
+
+    def wait(self, condition: Callable[[], bool], seconds: float) -> None:
+        """Wait until *condition* holds, but no longer than so many seconds."""
+        with self.lock:
+            self.lock.wait_for(condition, max(0, seconds))
+
+
+class _Workers(dict[threading.Thread, "queue.SimpleQueue[Any]"]):
+    """The threads that serve connections, one after the other, each with its inbox.
+
+    To start a thread costs more than all else that a short connection needs.  All methods are for
+    the thread that accepts.
+    """
+
+    def __init__(self, serve: Callable[[Any, Any], None]) -> None:
+        super().__init__()
+        self._serve = serve
+        self._idle: list[queue.SimpleQueue[Any]] = []  # to which each worker adds its own inbox
+
+    def reserve(self) -> None:
+        """Have one that is idle; RuntimeError if the system has no more threads."""
+        if not self._idle:
+            inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+            thread = threading.Thread(target=self._work, args=(inbox,), daemon=True)
+            thread.start()
+            log.debug("%s started", thread.name)
+            self[thread] = inbox
+            self._idle.append(inbox)
+
+    def hand_over(self, request: Any, client_address: Any) -> None:
+        """Let the one that went idle last serve a connection, so that others may end."""
+        self._idle.pop().put((request, client_address))
+
+    def end_idle(self) -> None:
+        while self._idle:
+            self._idle.pop().put(None)
+        for thread in [thread for thread in self if not thread.is_alive()]:
+            del self[thread]
+
+    def end(self, deadline: float) -> None:
+        """End all, the busy ones when they have served; wait for that until the deadline."""
+        for inbox in self.values():
+            inbox.put(None)
+        for thread in self:
+            thread.join(max(0, deadline - time.monotonic()))
+
+    def _work(self, inbox: queue.SimpleQueue[Any]) -> None:
+        while accepted := inbox.get():
+            self._serve(*accepted)
+            self._idle.append(inbox)
+
+
+class _NotAcceptingError(Exception):
+    """Ends serve_forever(), where an OSError would not: what caused it has broken the listener."""
 
 
 class ReverseServer(socketserver.ThreadingTCPServer):
@@ -404,8 +600,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
     *server_address* is a host and a port; the host is an IPv4 or IPv6 address or a name.  Port 0
     takes any free one; the attribute server_address then tells which.
 
-    Call serve_forever(), and server_close() (or leave the ``with`` block) to stop: every complete
-    line that has been received is answered, and no thread and no descriptor is left.
+    Call serve_forever(), and server_close() (or leave the ``with`` block) to stop.
 
     The limits are attributes too:
 
@@ -415,28 +610,23 @@ class ReverseServer(socketserver.ThreadingTCPServer):
     grace            seconds for finishing what has been received when the server stops
 
     Raises OSError if it cannot listen there, ValueError for a limit out of range.
-
-    Three kinds of threads meet here: the one in serve_forever() accepts, one for each connection
-    serves, and another may close the server.
-
-    answered_at      by connection, the time.monotonic() at which it last had a line answered: added
-                     by the accepting thread, set by the connection's own, and removed by that under
-                     the lock
-    cut              connections that were idle for too long: nothing more is received from them
-    a connection     is used by its own thread, and closed by it under the lock; others only shut it
-                     down, under the lock, as its descriptor could be another's by then
-    _idle, _workers  belong to the accepting thread, and when that has ended to the closing one; but
-                     a worker that goes idle adds itself to _idle
-    stopping         is set once
     """
 
+    # Three kinds of threads meet here.  One accepts: that in serve_forever() and, when it has left
+    # that, the one that closes the server; it holds the lock _accepting.  One serves each
+    # connection: it alone receives, sends and closes there.  Any other may close the server.
+
+    server_address: tuple[str, int]  # and two numbers more for IPv6
     allow_reuse_address = os.name == "posix"  # elsewhere it would let another program take the port
-    allow_reuse_port = False
     request_queue_size = 4096  # the kernel takes it down to its own limit
+    look_interval = 0.5  # seconds between two looks for connections and threads that are idle
+    retry_interval = 0.1  # seconds to the next try when the system has no room for a connection
+    stopping = False
+    deadline = 0.0  # by time.monotonic(), for receiving, when the server stops
 
     def __init__(
         self,
-        server_address: tuple[Any, ...] = (HOST, PORT),
+        server_address: tuple[str, int] = (HOST, PORT),
         RequestHandlerClass: Callable[..., socketserver.BaseRequestHandler] = ReverseHandler,
         bind_and_activate: bool = True,
         *,
@@ -445,186 +635,198 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         idle_timeout: float = IDLE_TIMEOUT,
         grace: float = GRACE,
     ) -> None:
-        self.max_connections = _limit("max_connections", max_connections, 1)
-        self.max_line = _limit("max_line", max_line, 1)
-        self.idle_timeout = _limit("idle_timeout", idle_timeout, 0)
-        self.grace = _limit("grace", grace, 0)
-        self.stopping = False
-        self.deadline = 0.0  # for answering what has been received; set before `stopping`
-        self.answered_at: dict[socket.socket, float] = {}
-        self._ended = threading.Condition()  # a connection has
-        self._accepting = threading.Lock()  # held while serve_forever() runs
-        self._workers: dict[queue.SimpleQueue[Any], threading.Thread] = {}  # by their inboxes
-        self._idle: list[queue.SimpleQueue[Any]] = []
-        self.cut: set[socket.socket] = set()
-        self._crowded = False  # full, or so recently that it is the same crowd
-        self._next_look = self._next_warning = 0.0
-        host, port = server_address[:2]
-        found = socket.getaddrinfo(host or None, 0, 0, socket.SOCK_STREAM, 0, socket.AI_PASSIVE)
-        self.address_family, _, _, _, (host, _, *rest) = found[0]
-        super().__init__((host, port, *rest), RequestHandlerClass, bind_and_activate)
+        self.max_connections = _limit("max_connections", max_connections, 1, sys.maxsize)
+        self.max_line = _limit("max_line", max_line, 1, sys.maxsize)
+        self.idle_timeout = _limit("idle_timeout", idle_timeout, 0, threading.TIMEOUT_MAX)
+        self.grace = _limit("grace", grace, 0, threading.TIMEOUT_MAX)
+        self.connections = _Connections()
+        self._workers = _Workers(self.process_request_thread)
+        self._accepting, self._closing = threading.Lock(), threading.RLock()
+        self._acceptor: threading.Thread | None = None  # the thread in serve_forever()
+        self._next_look, self._crowded_at = 0.0, -math.inf  # when there last was no room
+        self.address_family, address = _resolve(*server_address[:2])
+        super().__init__(address, RequestHandlerClass, bind_and_activate)
 
-    def server_bind(self) -> None:
-        """Bind the listening socket."""
-        if self.allow_reuse_port:  # socketserver does it itself from Python 3.11 on
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    def server_activate(self) -> None:
+        """Listen."""
         self.socket.setblocking(False)  # a client may be gone again before accept()
-        super().server_bind()
+        super().server_activate()
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
-        """Accept connections until shutdown() or server_close() is called on another thread."""
+        """Accept connections until shutdown() or server_close() is called on another thread.
+
+        Raises OSError if the listening socket is broken.
+        """
         with self._accepting:
-            if not self.stopping:
-                super().serve_forever(poll_interval)
+            self._acceptor = threading.current_thread()
+            try:
+                self.service_actions()  # it may have been closed before
+                super().serve_forever(min(poll_interval, self.look_interval))
+            except _NotAcceptingError as error:
+                if not self.stopping and error.__cause__:
+                    raise error.__cause__ from None
+            finally:
+                self._acceptor = None
+
+    def service_actions(self) -> None:
+        """End the accepting if the server stops, and now and then those that are idle."""
+        if self.stopping:
+            raise _NotAcceptingError
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + self.look_interval
+            self._workers.end_idle()
+            if self.idle_timeout:
+                self.connections.end(_IDLE, now - self.idle_timeout)
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept a connection, when there is room and a thread for it.
-
-        Else raises an OSError, which makes serve_forever() go on and try again.
-        """
-        if not self._has_room():
-            with self._ended:
-                if not self._ended.wait_for(self._has_room, _LOOK):
-                    raise BlockingIOError
+        """Accept a connection, when there is room and a thread for it; OSError if not."""
+        count = len(self.connections)
+        if count >= self.max_connections:
+            self._let_wait(count, self.look_interval, f"{count} connections are open")
+            if len(self.connections) >= self.max_connections:
+                raise BlockingIOError
         try:
-            if not self._idle:
-                self._start_worker()
+            self._workers.reserve()
             connection, client_address = super().get_request()
-        except (BlockingIOError, ConnectionAbortedError):
-            raise
-        except (OSError, RuntimeError, MemoryError) as error:  # RuntimeError: no more threads
-            self._wait_for_resources(error)
+        except (OSError, RuntimeError, MemoryError) as error:
+            number = getattr(error, "errno", errno.ENOMEM)  # RuntimeError: no more threads
+            if number in _BROKEN:
+                raise _NotAcceptingError from error
+            if number in _EXHAUSTED:
+                self._let_wait(count, self.retry_interval, str(error))
             raise BlockingIOError from error
-        if sys.platform != "linux":  # elsewhere it may take after the listening socket
-            connection.setblocking(True)
-        self.answered_at[connection] = time.monotonic()
-        if len(self.answered_at) == self.max_connections and not self._crowded:
-            self._crowded = True
-            log.warning("%d connections: others wait until one ends", self.max_connections)
+        connection.settimeout(None)  # whatever socket.setdefaulttimeout() says
         return connection, client_address
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Give the connection to the thread that went idle last, so that others may end."""
-        self._idle.pop().put((request, client_address))
+        """Let a worker serve the connection, which is open from now on."""
+        with self.connections.lock:
+            self.connections[request] = _State()
+        self._workers.hand_over(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
-        """Close the connection, which its handler has ended."""
-        self.close_request(request)
-
-    def close_request(self, request: Any) -> None:
-        """Close the connection and make room for another."""
-        with self._ended:
-            self.answered_at.pop(request, None)
-            self.cut.discard(request)
-            super().close_request(request)
-            self._ended.notify_all()
-
-    def service_actions(self) -> None:
-        """Every now and then, cut the connections that are idle and end the threads that are."""
-        now = time.monotonic()
-        if now < self._next_look:
-            return
-        self._next_look = now + _LOOK
-        self._crowded = self._crowded and not self._has_room()
-        if self.idle_timeout:
-            with self._ended:
-                since = now - self.idle_timeout
-                for connection, answered_at in self.answered_at.items():
-                    if answered_at <= since:  # end a receive; if it is a send that hangs, next time
-                        again = connection in self.cut
-                        self.cut.add(connection)
-                        _shut(connection, socket.SHUT_RDWR if again else socket.SHUT_RD)
-        while self._idle:
-            log.debug("%s ends", self._workers[self._idle[-1]].name)
-            self._idle.pop().put(None)
-        self._workers = {inbox: w for inbox, w in self._workers.items() if w.is_alive()}
+        """Close the connection, and make room for another."""
+        self.connections.close(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
-        """Log an exception, in one line if it is only that the connection broke."""
+        """Log an exception of the handler's own."""
         error = sys.exc_info()[1]
-        if isinstance(error, OSError):
-            log.info("%s: %s", _address(client_address), error.strerror or error)
-        else:
-            log.error("%s: the handler failed", _address(client_address), exc_info=error)
+        log.error("%s: the handler failed", _address(client_address), exc_info=error)
 
     def server_close(self) -> None:
-        """Stop listening, answer every line that has been received, and close everything."""
-        self.deadline = time.monotonic() + self.grace * 0.9  # the rest is to end in good order
-        self.stopping = True
-        now = time.monotonic()  # whoever answers a line from now on sees that the server stops
-        _shut(self.socket, socket.SHUT_RDWR)  # wakes the accepting thread
-        with self._ended:
-            self._ended.notify_all()
-        if self._accepting.locked():
-            self.shutdown()
+        """Stop listening, answer every line that has been received, and close everything.
+
+        Takes as long as that takes, little more than the grace at most.  May be called twice, and
+        by two threads.  Raises RuntimeError on a thread of the server's own, as it waits for those.
+        """
+        thread = threading.current_thread()
+        if thread is self._acceptor or thread in self._workers:
+            raise RuntimeError("server_close() waits for the thread that calls it")
+        with self._closing:  # a second call finds all done, and waits for nothing
+            if not self.stopping:
+                self.deadline = time.monotonic() + 0.9 * self.grace  # the rest is for a good end
+                self.stopping = True
+            end = self.deadline + 0.1 * self.grace
+            if self.socket.fileno() >= 0:
+                self._stop_listening()
+            self.connections.end(_STOPPING)
+            self.connections.wait(lambda: not self.connections, end - time.monotonic())
+            self.connections.end(_STOPPING)
+            self._workers.end(end + 1)  # and a respond() that hangs is left behind
+
+    def _stop_listening(self) -> None:
+        """Have serve_forever() end, accept those who wait in the listen queue, close the socket."""
+        somebody_waits = _readable(self.socket)
+        if not somebody_waits:  # then serve_forever() waits, too; this wakes it ...
+            _shut(self.socket, socket.SHUT_RDWR)  # ... but resets all who wait
+        with self.connections.lock:
+            self.connections.lock.notify_all()  # serve_forever() may wait for room
         with self._accepting:
+            with contextlib.suppress(_NotAcceptingError):
+                for _ in range(self.request_queue_size if somebody_waits else 0):
+                    full = len(self.connections) >= self.max_connections
+                    if full or time.monotonic() > self.deadline or not _readable(self.socket):
+                        break
+                    self._handle_request_noblock()
             super().server_close()
-        with self._ended:
-            # Handlers at work end by themselves; those that wait for input have to be woken.
-            self._ended.wait_for(lambda: not self.answered_at, min(0.1, self.grace))
-            for connection, answered_at in self.answered_at.items():
-                if answered_at <= now:
-                    _shut(connection, socket.SHUT_RD)
-            self._ended.wait_for(lambda: not self.answered_at, self.grace)
-            for connection in self.answered_at:
-                _shut(connection, socket.SHUT_RDWR)
-        for inbox in self._workers:
-            inbox.put(None)
-        deadline = time.monotonic() + 1  # a respond() that hangs is left behind
-        for worker in self._workers.values():
-            worker.join(max(0, deadline - time.monotonic()))
 
-    def _has_room(self) -> bool:
-        return self.stopping or len(self.answered_at) < self.max_connections
+    def _handle_request_noblock(self) -> None:
+        """As in socketserver, but a verify_request() that raises costs only that connection."""
+        try:
+            request, client_address = self.get_request()
+        except OSError:
+            return
+        handed_over = False
+        try:
+            if self.verify_request(request, client_address):
+                self.process_request(request, client_address)
+                handed_over = True
+        except Exception:
+            self.handle_error(request, client_address)
+        finally:
+            if not handed_over:
+                self.shutdown_request(request)
 
-    def _start_worker(self) -> None:
-        inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        worker = threading.Thread(target=self._work, args=(inbox,), daemon=True)
-        worker.start()
-        log.debug("%s started", worker.name)
-        self._workers[inbox] = worker
-        self._idle.append(inbox)
-
-    def _work(self, inbox: queue.SimpleQueue[Any]) -> None:
-        while accepted := inbox.get():  # None ends the thread
-            self.process_request_thread(*accepted)
-            self._idle.append(inbox)
-
-    def _wait_for_resources(self, error: BaseException) -> None:
-        now = time.monotonic()
-        if now >= self._next_warning and not self.stopping:
-            self._next_warning = now + 10
-            log.warning("cannot accept, others wait: %s", error)
-        with self._ended:
-            self._ended.wait_for(lambda: self.stopping, 0.1)
+    def _let_wait(self, count: int, seconds: float, why: str) -> None:
+        """Wait for fewer than *count* connections; log it, once for as long as it goes on."""
+        if time.monotonic() > self._crowded_at + 1 and not self.stopping:
+            log.warning("cannot accept, others wait: %s", why)
+        self.connections.wait(lambda: self.stopping or len(self.connections) < count, seconds)
+        self._crowded_at = time.monotonic()
 
 
-def _limit(name: str, value: Any, least: int) -> Any:
-    if not least <= value <= threading.TIMEOUT_MAX:
-        raise ValueError(f"{name} must be at least {least}")
+def _limit(name: str, value: Any, least: int, most: float) -> Any:
+    if not least <= value <= most:
+        raise ValueError(f"{name} must be from {least} to {int(most)}")
     return value
 
 
 @contextlib.contextmanager
 def running_server(
-    server_address: tuple[Any, ...] = (HOST, 0), **options: Any
+    server_address: tuple[str, int] = (HOST, 0),
+    RequestHandlerClass: Callable[..., socketserver.BaseRequestHandler] = ReverseHandler,
+    *,
+    server_class: type[ReverseServer] = ReverseServer,
+    max_connections: int = MAX_CONNECTIONS,
+    max_line: int = MAX_LINE,
+    idle_timeout: float = IDLE_TIMEOUT,
+    grace: float = GRACE,
 ) -> Iterator[ReverseServer]:
     """Serve on a thread of its own for as long as the ``with`` block lasts.
 
-    Takes what ReverseServer takes, and yields the server.
+    Takes what ReverseServer takes, and a subclass of that as *server_class*; yields the server.
+    Raises what ReverseServer does, and at the end what has ended serve_forever() before.
 
     >>> with running_server(max_line=100) as server:
     ...     request("stressed", *server.server_address[:2])
     'desserts'
     """
-    with ReverseServer(server_address, **options) as server:
-        accepting = threading.Thread(target=server.serve_forever, daemon=True)
+    errors: list[BaseException] = []
+
+    def accept() -> None:
+        try:
+            server.serve_forever()
+        except BaseException as error:
+            errors.append(error)
+
+    with server_class(
+        server_address,
+        RequestHandlerClass,
+        max_connections=max_connections,
+        max_line=max_line,
+        idle_timeout=idle_timeout,
+        grace=grace,
+    ) as server:
+        accepting = threading.Thread(target=accept, daemon=True)
         accepting.start()
         try:
             yield server
         finally:
             server.server_close()
             accepting.join()
+    for error in errors:
+        raise error
 
 
 # The client
@@ -840,29 +1042,43 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    caught: queue.SimpleQueue[int] = queue.SimpleQueue()
+    ended: queue.SimpleQueue[None] = queue.SimpleQueue()
 
-    def stop(number: int, _: Any) -> None:
+    def stop(*_: Any) -> None:
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_DFL)  # a second signal ends the process at once
-        caught.put(number)
+        ended.put(None)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    logging.basicConfig(level=args.level, format="%(asctime)s %(message)s")
-    ReverseServer.allow_reuse_port = args.reuse_port
+    logging.basicConfig(level=args.level, format="%(asctime)s %(levelname)s %(message)s")
+
+    class Server(ReverseServer):
+        allow_reuse_port = args.reuse_port
+
+        def serve_forever(self, poll_interval: float = 0.5) -> None:
+            try:
+                super().serve_forever(poll_interval)
+            finally:
+                ended.put(None)  # also when the listening socket is broken
+
     with running_server(
         (args.host, args.port),
+        server_class=Server,
         max_connections=args.max_connections,
         max_line=args.max_line,
         idle_timeout=args.idle_timeout,
         grace=args.grace,
     ) as server:
-        print("listening on", _address(server.server_address), flush=True)
+        address = _address(server.server_address)
+        log.info("listening on %s", address)
+        print("listening on", address, flush=True)
         while True:
             with contextlib.suppress(queue.Empty):
-                caught.get(timeout=1)  # Windows lets no Ctrl-C through in a wait without an end
+                ended.get(timeout=1)  # Windows lets no Ctrl-C through in a wait without an end
                 break
+        log.info("stopping")
+    log.info("stopped")
     return 0
 
 
