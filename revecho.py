@@ -27,10 +27,8 @@ Extend it: subclass the handler and override one method.
 from __future__ import annotations
 
 import argparse
-import collections
 import contextlib
 import errno
-import functools
 import io
 import itertools
 import logging
@@ -46,7 +44,7 @@ import sys
 import threading
 import time
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, BinaryIO, Callable
 
 __all__ = ["HOST", "PORT", "ProtocolError", "ReplyError", "ReverseHandler", "ReverseServer"]
@@ -75,179 +73,34 @@ log = logging.getLogger("revecho")
 
 # Reversing: text and bytes, no sockets
 
-# Can any character here join another?  Text that consists of these bytes alone, Latin, Greek and
-# Cyrillic, has none, and that takes a tenth of the time to find out.  Both questions are coarse: a
-# class of several ranges above U+FFFF would take 200 times as long as one.
-_ALONE = bytes({*range(0xD2)} - {0xCC, 0xCD})
+# Can any character here join another?  In Latin, Greek, Cyrillic, Han, kana and Hangul none does.
+# The question is coarse: a class of several ranges above U+FFFF would take 200 times as long.
 _JOINING = re.compile(
-    "[\r\u0300-\u036f\u0483-\u0489\u0590-\u1dff\u200c\u200d\u20d0-\u20ff\u2cef-\u2cf1\u2d7f"
-    "\u2de0-\u2dff\u302a-\u302f\u3099\u309a\ua66f-\uabff\ud7b0-\ud7ff\ufb1e\ufe00-\ufe2f\uff9e\uff9f"
-    "\U00010000-\U0010ffff]"
+    "[\u0300-\u036f\u0483-\u0489\u0590-\u1dff\u200c\u200d\u20d0-\u20ff\u2c00-\u2dff\u302a-\u302f"
+    "\u3099\u309a\ua640-\uabff\ud7b0-\ud7ff\ufb1e-\ufe2f\uff9e\uff9f\U00010000-\U0010ffff]"
 )
+# Of Latin, Greek and Cyrillic, which consist of these bytes, that takes a tenth of the time to ask.
+_ALONE = bytes({*range(0xD2)} - {0xCC, 0xCD})
 
 
 def reverse_text(text: str) -> str:
-    r"""Return the user-perceived characters of *text* in reverse order.
+    """Return the user-perceived characters of *text* in reverse order.
 
     These are the extended grapheme clusters of Unicode Standard Annex #29, by the character data
     of the running Python.
 
-    >>> reverse_text("drawer"), reverse_text("ne\u0301e") == "ee\u0301n"
-    ('reward', True)
+    >>> reverse_text("drawer 🇩🇪")
+    '🇩🇪 reward'
     """
-    if (text.isascii() and "\r" not in text) or not _JOINING.search(text):
+    if "\r\n" not in text and (text.isascii() or not _JOINING.search(text)):
         return text[::-1]
-    if backwards := _short_way(text):
-        return backwards
     if sys.version_info >= (3, 15):
         # A surrogate stands for a byte that is not UTF-8, and nothing joins it.
         parts = re.split("([\ud800-\udfff])", text)
-        clusters = itertools.chain.from_iterable(map(unicodedata.iter_graphemes, parts))
-        return "".join(reversed([*map(str, clusters)]))
-    *_, rare, every = _clusters()
-    parts = rare.split(text)
-    others = "\uffff".join(parts[::2])  # without the rare ones a short way may do
-    backwards = _short_way(others)
-    if not backwards:
-        pieces = every.split(others)
-        pieces[1::3] = [single and single[::-1] for single in pieces[1::3]]
-        backwards = "".join(reversed(pieces))
-    parts[::2] = backwards.split("\uffff")
-    parts[1::2] = parts[-2::-2]
-    return "".join(parts)
-
-
-def _short_way(text: str) -> str:
-    """Reverse *text* whole, then its clusters back; return "" if that is not enough."""
-    *ways, _, _ = _clusters()
-    for beyond, joined in zip(ways[::2], ways[1::2]):
-        if not beyond.search(text):
-            parts = joined.split(text[::-1])
-            parts[1::2] = [cluster[::-1] for cluster in parts[1::2]]
-            return "".join(parts)
-    return ""
-
-
-@functools.cache
-def _clusters() -> tuple[re.Pattern[str], ...]:
-    """Compile the rules of UAX #29, table 1c.
-
-    All but two are pairs.  Text in which the first of a pair finds nothing takes half the time: the
-    second matches its clusters, of conjuncts and marks or of marks above U+FFFF, in the text
-    reversed.  The last pattern but one matches U+FFFF and what it can stand for meanwhile: jamo,
-    flags, emoji, digits after a number sign.  The last matches every cluster that there is then,
-    in text as it stands: one group for characters that join no other, and one for the cluster
-    after.
-    """
-    prepend = "\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\u0d4e"
-    high_prepend = (
-        "\U000110bd\U000110cd\U000111c2\U000111c3\U000113d1\U0001193f\U00011941"
-        "\U00011a84-\U00011a89\U00011d46\U00011f02"
-    )
-    not_spacing = (
-        "\u102b\u102c\u1038\u1062-\u1064\u1067-\u106d\u1083\u1087-\u108c\u108f\u109a-\u109c\u1a61"
-        "\u1a63\u1a64\uaa7b\uaa7d\U00011720\U00011721"
-    )
-    jamo_l, jamo_t = "\u1100-\u115f\ua960-\ua97c", "\u11a8-\u11ff\ud7cb-\ud7fb"
-    jamo_v = "\u1160-\u11a7\ud7b0-\ud7c6"
-    high_vowel = "\U00016d63\U00016d67-\U00016d6a"  # of Kirat Rai
-    vowel = f"[{jamo_v}{high_vowel}]"
-    jamo = jamo_l + jamo_v + jamo_t
-    lv = "".join(map(chr, range(0xAC00, 0xD7A4, 28)))
-    linker = "\u094d\u09cd\u0acd\u0b4d\u0c4d\u0d4d"
-    consonant = (
-        "\u0915-\u0939\u0958-\u095f\u0978-\u097f\u0995-\u09b9\u09dc-\u09df\u09f0\u09f1\u0a95-\u0ab9"
-        "\u0af9\u0b15-\u0b39\u0b5c-\u0b5f\u0b71\u0c15-\u0c39\u0c58-\u0c5a\u0d15-\u0d3a"
-    )
-    high_pictogram = "\U0001f400-\U0001fffd\U0001f200-\U0001f3fa\U0001f000-\U0001f1e5"
-    pictogram = (
-        "\xa9\xae\u203c\u2049\u2122\u2139\u2190-\u23ff\u24c2\u25a0-\u27ff\u2934\u2935\u2b00-\u2bff"
-        f"\u3030\u303d\u3297\u3299{high_pictogram}"
-    )
-    tones = "\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff"
-    tags = "".join(map(chr, range(0xE0020, 0xE0080)))
-    flag = "\U0001f1e6-\U0001f1ff"
-    am, voicing = "\u0e33\u0eb3", "\uff9e\uff9f"  # letters that join the one before
-    frequent = f"{high_pictogram}\U00020000-\U000dffff"  # above U+FFFF: emoji and Han
-    high = "\U00010000-\U0001efff\U0001f3fb-\U0001f3ff\U000e0000-\U0010ffff"  # the others
-
-    chars = "".join(map(chr, itertools.chain(range(0x20000), range(0xE0000, 0xE1000))))
-    by_category: dict[str, list[str]] = collections.defaultdict(list)
-    for char in chars:
-        by_category[unicodedata.category(char)].append(char)
-
-    def pick(*categories: str, but: str = "\0") -> str:
-        picked = "".join("".join(by_category[category]) for category in categories)
-        return re.sub(f"[{but}]", "", picked)
-
-    def ranges(runs: Iterable[Sequence[str]]) -> str:
-        return "".join(f"{run[0]}-{run[-1]}" for run in runs)
-
-    def without(odd: str) -> str:
-        """Return the ranges of all below U+1F000 but these: a class of them begins with ASCII."""
-        return ranges(re.findall(f"[^{odd}]+", chars[:0x1F000]))
-
-    def split(mixed: str) -> tuple[str, str]:
-        """Return the ranges of those up to U+FFFF, and the ranges of the others."""
-        ordered = sorted(mixed, key=lambda char: (char not in tones, char))  # tones are frequent
-        groups = itertools.groupby(enumerate(ordered), lambda pair: pair[0] - ord(pair[1]))
-        runs = [[char for _, char in group] for _, group in groups]
-        low = [run for run in runs if run[0] <= "\uffff"]
-        return ranges(low), ranges(run for run in runs if run[0] > "\uffff")
-
-    extending = pick("Mn", "Me") + tags + tones + voicing + "\u200c"
-    extend, high_extend = split(extending)
-    join, high_join = split(extending + pick("Mc", but=not_spacing) + am + "\u200d")
-    control, high_control = split(
-        pick("Cc", "Cf", "Cs", "Zl", "Zp", but=f"\u200c\u200d{tags}{prepend}{high_prepend}")
-    )
-    no_linker = split(re.sub(f"[{linker}\u200c]", "", extending) + "\u200d")[0]
-    conjunct = f"(?:[{no_linker}]*[{linker}][{no_linker}{linker}]*[{consonant}])"
-    marked = (
-        f"([{join}{consonant}](?:"
-        f"(?<=[{join}])[{join}]*(?:[^{control}{consonant}]|[{consonant}]{conjunct}*)"
-        f"|{conjunct}+))"
-    )
-    # To ask first whether it is a letter or frequent, in one class, takes a third of the time.
-    single = without(f"{join}\U00010000-\U0010ffff")
-    mark = f"[^{single}{frequent}\\w](?<=[{join}{high_join}])"
-    high_marked = f"({mark}(?:{mark})*[^{control}])"
-    # A joiner counts only before a pictogram.  To begin with one class is a quarter faster.
-    counts = f"(?!(?<=\u200d)[^{pictogram}])"
-    odd = f"\r\u200d{prepend}{jamo}"
-    astral = "\U00010000-\U0001d3ff\U0001d800-\U0001efff"  # all but letters of mathematics
-    high_odd = f"{consonant}{am}{voicing}{high_prepend}{high_vowel}{high_control}"
-    ways = {
-        f"[^{without(odd + astral)}{frequent}]{counts}": marked,
-        f"[^{frequent}{tones}{without(odd + high_odd)}]{counts}": high_marked,
-    }
-    if sys.version_info >= (3, 15):  # all but accents; unicodedata may know newer rules
-        ways = {_JOINING.pattern.replace("\u0300-\u036f", ""): marked}
-    high_extending = f"[{high}](?<=[{high_extend}])"
-    plain = without(f"{jamo_l}{pictogram}{prepend}\uffff")
-    hangul = f"[{jamo_l}]*(?:{vowel}+|[{lv}]{vowel}*|[\uac00-\ud7a3])[{jamo_t}]*|[{jamo_l}]+"
-    rare = (
-        f"([^{plain}\U00020000-\U0010ffff](?:"
-        f"(?<=[{jamo_l}])(?:{hangul})"
-        f"|(?<=[{flag}])[{flag}]"
-        f"|(?<=[{pictogram}])(?:[{extend}]|{high_extending}|\u200d[{pictogram}])+"
-        f"|(?<=[{prepend}])\\d"
-        f"|(?<=\uffff)))"
-    )
-    high_joining = f"[{high}](?<=[{high_join}])"
-    linking = f"(?:[{no_linker}]|{high_extending})"
-    special = f"\r{jamo}{prepend}{join}{high}"
-    every = (
-        f"([^{special}]+(?![{jamo_v}{jamo_t}{join}{high}])|)("
-        f"[{prepend}{high_prepend}]*(?:"
-        f"{hangul}|[{jamo_t}]+"
-        f"|[{consonant}](?:{linking}*[{linker}](?:[{linker}]|{linking})*[{consonant}])*"
-        f"|(?![{control}]|[{high}](?<=[{high_control}])).)"
-        f"[{join}]*(?:{high_joining}(?:[{join}]|{high_joining})*|)"
-        f"|\r\n|.|$)"
-    )
-    patterns = itertools.chain(*ways.items(), (rare, every))
-    return tuple(re.compile(pattern, re.DOTALL) for pattern in patterns)
+        clusters = map(str, itertools.chain.from_iterable(map(unicodedata.iter_graphemes, parts)))
+    else:
+        clusters = _iter_graphemes(text)
+    return "".join(reversed([*clusters]))
 
 
 def reverse_lines(lines: bytes) -> bytes:
@@ -1123,6 +976,89 @@ def _typed(prompt: str) -> Iterator[str]:
                 return
             raise
         yield line
+
+
+# Appendix: grapheme clusters for Python before 3.15.  When none of those is in use, delete it.
+
+# The break classes of UAX #29 that a character's category does not tell, as Unicode 17.0 has them.
+# From GraphemeBreakProperty.txt: P Prepend, r CR, n LF, E Extend, W Extend that ends a conjunct,
+# R Regional_Indicator, S SpacingMark, "." Other though its category is Mc, L V T jamo, H Hangul
+# syllables, Z ZWJ.  From DerivedCoreProperties.txt: N Linker and K Consonant; gaps between ranges
+# are closed where no character is assigned.  From emoji-data.txt: X Extended_Pictographic, and
+# other symbols around them, which nobody joins.
+_BY_CODE_POINT = {
+    "P": "0600..0605 06DD 070F 0890..0891 08E2 0D4E 110BD 110CD 111C2..111C3 113D1 1193F 11941 "
+         "11A84..11A89 11D46 11F02",
+    "r": "000D", "n": "000A", "W": "200C", "Z": "200D", "R": "1F1E6..1F1FF", "S": "0E33 0EB3",
+    "E": "FF9E..FF9F 1F3FB..1F3FF E0020..E007F", "L": "1100..115F A960..A97C", "H": "AC00..D7A3",
+    "V": "1160..11A7 D7B0..D7C6 16D63 16D67..16D6A", "T": "11A8..11FF D7CB..D7FB",
+    ".": "102B..102C 1038 1062..1064 1067..106D 1083 1087..108C 108F 109A..109C 1A61 1A63..1A64 "
+         "AA7B AA7D 11720..11721",
+    "N": "094D 09CD 0ACD 0B4D 0C4D 0D4D 1039 17D2 1A60 1B44 1BAB A9C0 AAF6 10A3F 11133 113D0 "
+         "1193E 11A47 11A99 11F42",
+    "K": "0915..0939 0958..095F 0978..097F 0995..09B9 09DC..09DF 09F0..09F1 0A95..0AB9 0AF9 "
+         "0B15..0B39 0B5C..0B5F 0B71 0C15..0C39 0C58..0C5A 0D15..0D3A 1000..102A 103F 1050..1055 "
+         "105A..105D 1061 1065..1066 106E..1070 1075..1081 108E 1780..17B3 1A20..1A54 1B0B..1B0C "
+         "1B13..1B33 1B45..1B4C 1B83..1BA0 1BAE..1BAF 1BBB..1BBD A989..A98B A98F..A9B2 A9E0..A9E4 "
+         "A9E7..A9EF A9FA..A9FE AA60..AA6F AA71..AA73 AA7A AA7E..AA7F AAE0..AAEA ABC0..ABDA 10A00 "
+         "10A10..10A35 11103..11126 11144 11147 11380..113B5 11900..1192F 11A00 11A0B..11A32 11A50 "
+         "11A5C..11A83 11F04..11F33",
+    "X": "00A9 00AE 203C 2049 2122 2139 2194..21AA 231A..23FA 24C2 25AA..26FD 2702..27BF 2934..2935 "
+         "2B05..2B55 3030 303D 3297 3299 1F004..1F1E5 1F201..1F3FA 1F400..1FFFD",
+}
+_BY_CATEGORY = {
+    "Mn": "E", "Me": "E", "Mc": "S", "Cc": "C", "Cf": "C", "Cs": "C", "Zl": "C", "Zp": "C"
+}  # C Control; all others "."
+_RANGES = [
+    (range(int(first, 16), int(last or first, 16) + 1), letter)
+    for letter, ranges in _BY_CODE_POINT.items()
+    for first, last in re.findall(r"(\w+)(?:\.\.(\w+))?", ranges)
+]
+# One grapheme cluster, in class letters: table 1c of UAX #29.
+_CLUSTER = re.compile(
+    r"""
+    r n | [Crn]                                # GB3, GB4, GB5
+    | P* (?:                                   # GB9b
+        \.                                     # is most frequent, and a fifth faster if first
+        | L* (?: V+ | 2 V* | 3 ) T* | L+ | T+  # GB6, GB7, GB8
+        | R R                                  # GB12, GB13
+        | X (?: [ENW]* Z X )*                  # GB11
+        | K (?: [EZ]* N [ENZ]* K )*            # GB9c
+        | [^Crn]
+      ) [ENSWZ]*                               # GB9, GB9a
+    """,
+    re.VERBOSE,
+)
+
+
+class _BreakClasses(dict[int, str]):
+    """The class letters of the characters met so far, for str.translate().
+
+    Threads share it: the worst that one can do to another is to look up a character once more.
+    """
+
+    def __missing__(self, code: int) -> str:
+        char = chr(code)
+        letter = _BY_CATEGORY.get(unicodedata.category(char), ".")
+        letter = next((exception for codes, exception in _RANGES if code in codes), letter)
+        if letter == "H":  # a syllable of 2 or 3 jamo: LV or LVT
+            letter = str(len(unicodedata.normalize("NFD", char)))
+        if len(self) >= 1 << 14:  # more than texts have, so somebody is sending all that there are
+            self.clear()
+        self[code] = letter
+        return letter
+
+
+_break_classes = _BreakClasses()
+
+
+def _iter_graphemes(text: str) -> Iterator[str]:
+    """Yield the grapheme clusters of *text*."""
+    start = 0
+    for cluster in _CLUSTER.findall(text.translate(_break_classes)):
+        end = start + len(cluster)
+        yield text[start:end]
+        start = end
 
 
 if __name__ == "__main__":

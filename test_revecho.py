@@ -382,8 +382,8 @@ CLASSES = {  # of UAX #29, each with characters that every Python has known sinc
     "LV": "\uac00\ud788",
     "LVT": "\uac01\ud7a3",
     "Pictogram": "\xa9\u263a\u2764\U0001f468\U0001f469\U0001f525\U0001f6f8",
-    "Consonant": "\u0915\u0937\u0995\u0a95\u0b15\u0c15\u0d15",
-    "Linker": "\u094d\u09cd\u0acd\u0b4d\u0c4d\u0d4d",
+    "Consonant": "\u0915\u0937\u0995\u0a95\u0b15\u0c15\u0d15\u1780\U00011103",
+    "Linker": "\u094d\u09cd\u0acd\u0b4d\u0c4d\u0d4d\u17d2\U00011133",
     "Other": "a1é日я\u05d0\u102b\uffff\U0001d4d0",
 }
 CLASS = {char: name for name, chars in CLASSES.items() for char in chars}
@@ -496,17 +496,18 @@ class ClusterTest(unittest.TestCase):
                         "".join(reversed(word.split("|"))).encode() + b"\n",
                     )
 
-    def test_all_that_can_join_is_asked_for(self):
-        joining = {"Mn", "Me", "Mc"}
-        for char in map(chr, range(0x110000)):
-            if unicodedata.category(char) in joining:
-                self.assertTrue(revecho._JOINING.match(char), hex(ord(char)))
-        for name, chars in CLASSES.items():
-            if name not in ("Other", "Control", "LF", "Pictogram", "LV", "LVT"):
-                for char in chars:
-                    self.assertTrue(revecho._JOINING.match(char), hex(ord(char)))
-        for text in ("naïve", "Ελληνικά", "Русский", "日本語、カタカナ", "漢字。", "한글", "“…”—€"):
-            self.assertFalse(revecho._JOINING.search(text), text)
+    def test_no_question_asked_first_makes_a_difference(self):
+        """Text with CR LF is not asked whether it has clusters."""
+        for char in map(chr, range(0x10000)):
+            text = f"a{char}b{char}{char}"
+            self.assertEqual(
+                f"{revecho.reverse_text(text)}\r\n", revecho.reverse_text(f"\r\n{text}"), ascii(char)
+            )
+        for char in map(chr, range(0x80, 0x800)):
+            line = f"a{char}b{char}{char}"
+            self.assertEqual(
+                revecho.reverse_lines(line.encode()), revecho.reverse_text(line).encode(), ascii(char)
+            )
 
     def random_texts(self):
         rng = random.Random(4)
@@ -528,22 +529,9 @@ class ClusterTest(unittest.TestCase):
             self.assertEqual(len(answer), len(data))
             self.assertEqual(answer.count(b"\n"), data.count(b"\n"))
 
-    def test_each_short_way_matches_the_same_clusters(self):
-        *ways, _, _ = revecho._clusters()
-        for way in zip(ways[::2], ways[1::2]):
-            taken = 0
-            with mock.patch.object(revecho, "_clusters", return_value=(*way, None, None)):
-                for text in self.random_texts():
-                    if backwards := revecho._short_way(text):
-                        taken += 1
-                        self.assertEqual(backwards, "".join(reversed(clusters(text))), ascii(text))
-            self.assertGreater(taken, 100)
-
     @unittest.skipUnless(hasattr(unicodedata, "iter_graphemes"), "needs Python 3.15")
     def test_agreement_with_unicodedata(self):
-        self.addCleanup(revecho._clusters.cache_clear)
         for version in ((3, 14), sys.version_info):
-            revecho._clusters.cache_clear()
             with mock.patch.object(sys, "version_info", version):
                 for text in self.random_texts():
                     if not re.search("[\ud800-\udfff]", text):
@@ -554,21 +542,16 @@ class ClusterTest(unittest.TestCase):
     @unittest.skipUnless(hasattr(unicodedata, "iter_graphemes"), "needs Python 3.15")
     def test_each_character(self):
         """Without the branch for 3.15, each stands with those that show what it is."""
-        self.addCleanup(revecho._clusters.cache_clear)
-        revecho._clusters.cache_clear()
-        known = {"DEVANAGARI", "BENGALI", "GUJARATI", "ORIYA", "TELUGU", "MALAYALAM"}  # to GB9c
         with mock.patch.object(sys, "version_info", (3, 14)):
             for char in map(chr, range(0x110000)):
-                category, script = (
-                    unicodedata.category(char),
-                    unicodedata.name(char, "").split()[:1],
-                )
+                category = unicodedata.category(char)
+                script = unicodedata.name(char, "").split()[:1]
                 if category in ("Cn", "Co", "Cs") or script in (["CJK"], ["TANGUT"], ["EGYPTIAN"]):
                     continue
                 text = "a?\n?a\n?\u0301\n\u1100?\n?\u1175\n?\u11a8\n?\U0001f1e9\n??"
                 if category[0] not in "NPS" or unicodedata.extended_pictographic(char):
                     text += "\n?\u200d\u2764\n\u2764\u200d?"
-                if category != "Mc" and not known.isdisjoint(script):
+                if category != "Mc":
                     text += "\n\u0915?\u0915\n\u0915\u094d?\n?\u094d\u0915\n\u0915\u094d?\u0915"
                 text = text.replace("?", char)
                 backwards = "".join(reversed([*map(str, unicodedata.iter_graphemes(text))]))
@@ -625,7 +608,7 @@ class ClusterTest(unittest.TestCase):
                 ("\u0915", "\n"),
                 ("\u1100", "\u200b"),
             ):
-                n = 20_000 // len(unit)
+                n = 2000 // len(unit)
                 ratio = seconds(start + unit * 4 * n + end) / seconds(start + unit * n + end)
                 self.assertLess(ratio, 10, ascii(start + unit + end))  # 16 if it were quadratic
 
@@ -2292,7 +2275,6 @@ class DocumentationTest(ServerCase):
                 import revecho
                 assert not logging.getLogger().handlers
                 assert not logging.getLogger("revecho").handlers
-                assert revecho._clusters.cache_info().currsize == 0
                 assert threading.active_count() == 1
                 with revecho.running_server() as server:
                     print(revecho.request("hello", *server.server_address))
