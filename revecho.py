@@ -980,46 +980,67 @@ def _typed(prompt: str) -> Iterator[str]:
 
 # Appendix: grapheme clusters for Python before 3.15.  When none of those is in use, delete it.
 
-# The break classes of UAX #29 that a character's category does not tell, as Unicode 17.0 has them.
-# From GraphemeBreakProperty.txt: P Prepend, r CR, n LF, E Extend, W Extend that ends a conjunct,
-# R Regional_Indicator, S SpacingMark, "." Other though its category is Mc, L V T jamo, H Hangul
-# syllables, Z ZWJ.  From DerivedCoreProperties.txt: N Linker and K Consonant; gaps between ranges
-# are closed where no character is assigned.  From emoji-data.txt: X Extended_Pictographic, and
-# other symbols around them, which nobody joins.
-_BY_CODE_POINT = {
-    "P": "0600..0605 06DD 070F 0890..0891 08E2 0D4E 110BD 110CD 111C2..111C3 113D1 1193F 11941 "
-         "11A84..11A89 11D46 11F02",
-    "r": "000D", "n": "000A", "W": "200C", "Z": "200D", "R": "1F1E6..1F1FF", "S": "0E33 0EB3",
-    "E": "FF9E..FF9F 1F3FB..1F3FF E0020..E007F", "L": "1100..115F A960..A97C", "H": "AC00..D7A3",
-    "V": "1160..11A7 D7B0..D7C6 16D63 16D67..16D6A", "T": "11A8..11FF D7CB..D7FB",
-    ".": "102B..102C 1038 1062..1064 1067..106D 1083 1087..108C 108F 109A..109C 1A61 1A63..1A64 "
-         "AA7B AA7D 11720..11721",
-    "N": "094D 09CD 0ACD 0B4D 0C4D 0D4D 1039 17D2 1A60 1B44 1BAB A9C0 AAF6 10A3F 11133 113D0 "
-         "1193E 11A47 11A99 11F42",
-    "K": "0915..0939 0958..095F 0978..097F 0995..09B9 09DC..09DF 09F0..09F1 0A95..0AB9 0AF9 "
-         "0B15..0B39 0B5C..0B5F 0B71 0C15..0C39 0C58..0C5A 0D15..0D3A 1000..102A 103F 1050..1055 "
-         "105A..105D 1061 1065..1066 106E..1070 1075..1081 108E 1780..17B3 1A20..1A54 1B0B..1B0C "
-         "1B13..1B33 1B45..1B4C 1B83..1BA0 1BAE..1BAF 1BBB..1BBD A989..A98B A98F..A9B2 A9E0..A9E4 "
-         "A9E7..A9EF A9FA..A9FE AA60..AA6F AA71..AA73 AA7A AA7E..AA7F AAE0..AAEA ABC0..ABDA 10A00 "
-         "10A10..10A35 11103..11126 11144 11147 11380..113B5 11900..1192F 11A00 11A0B..11A32 11A50 "
-         "11A5C..11A83 11F04..11F33",
-    "X": "00A9 00AE 203C 2049 2122 2139 2194..21AA 231A..23FA 24C2 25AA..26FD 2702..27BF "
-         "2934..2935 2B05..2B55 3030 303D 3297 3299 1F004..1F1E5 1F201..1F3FA 1F400..1FFFD",
-}
+# The break classes of UAX #29, a letter for each.  The general category tells most of them: Extend,
+# SpacingMark, Control; all others are ".", Other.
 _BY_CATEGORY = {
     "Mn": "E", "Me": "E", "Mc": "S", "Cc": "C", "Cf": "C", "Cs": "C", "Zl": "C", "Zp": "C"
-}  # C Control; all others "."
+}
+# What it does not tell, from the files of Unicode 17.0.  Extend of the category Mc is left out: it
+# differs from SpacingMark only between the parts of a conjunct or of an emoji.
+_BY_CODE_POINT = {
+    # GraphemeBreakProperty.txt: Prepend, CR, LF, Extend that ends a conjunct, ZWJ,
+    # Regional_Indicator, SpacingMark, Extend, Hangul L, V, T, LV or LVT, and Mc that is Other
+    "P": "0600-0605 06DD 070F 0890-0891 08E2 0D4E 110BD 110CD 111C2-111C3 113D1 1193F 11941 "
+         "11A84-11A89 11D46 11F02",
+    "r": "000D", "n": "000A", "W": "200C", "Z": "200D", "R": "1F1E6-1F1FF", "S": "0E33 0EB3",
+    "E": "FF9E-FF9F 1F3FB-1F3FF E0020-E007F", "L": "1100-115F A960-A97C",
+    "V": "1160-11A7 D7B0-D7C6 16D63 16D67-16D6A", "T": "11A8-11FF D7CB-D7FB", "H": "AC00-D7A3",
+    ".": "102B-102C 1038 1062-1064 1067-106D 1083 1087-108C 108F 109A-109C 1A61 1A63-1A64 AA7B "
+         "AA7D 11720-11721",
+    # DerivedCoreProperties.txt: Indic_Conjunct_Break=Linker, =Consonant and unassigned in between
+    "N": "094D 09CD 0ACD 0B4D 0C4D 0D4D 1039 17D2 1A60 1B44 1BAB A9C0 AAF6 10A3F 11133 113D0 1193E "
+         "11A47 11A99 11F42",
+    "K": "0915-0939 0958-095F 0978-097F 0995-09B9 09DC-09DF 09F0-09F1 0A95-0AB9 0AF9 0B15-0B39 "
+         "0B5C-0B5F 0B71 0C15-0C39 0C58-0C5A 0D15-0D3A 1000-102A 103F 1050-1055 105A-105D 1061 "
+         "1065-1066 106E-1070 1075-1081 108E 1780-17B3 1A20-1A54 1B0B-1B0C 1B13-1B33 1B45-1B4C "
+         "1B83-1BA0 1BAE-1BAF 1BBB-1BBD A989-A98B A98F-A9B2 A9E0-A9E4 A9E7-A9EF A9FA-A9FE "
+         "AA60-AA6F AA71-AA73 AA7A AA7E-AA7F AAE0-AAEA ABC0-ABDA 10A00 10A10-10A35 11103-11126 "
+         "11144 11147 11380-113B5 11900-1192F 11A00 11A0B-11A32 11A50 11A5C-11A83 11F04-11F33",
+    # emoji-data.txt: Extended_Pictographic, and symbols in between that nobody joins to others
+    "X": "00A9 00AE 203C 2049 2122 2139 2194-21AA 231A-23FA 24C2 25AA-26FD 2702-27BF 2934-2935 "
+         "2B05-2B55 3030 303D 3297 3299 1F004-1F1E5 1F201-1F3FA 1F400-1FFFD",
+}
 _RANGES = [
     (range(int(first, 16), int(last or first, 16) + 1), letter)
     for letter, ranges in _BY_CODE_POINT.items()
-    for first, last in re.findall(r"(\w+)(?:\.\.(\w+))?", ranges)
+    for first, last in re.findall(r"(\w+)-?(\w*)", ranges)
 ]
-# One grapheme cluster, in class letters: table 1c of UAX #29.
+
+
+class _BreakClasses(dict[int, str]):
+    """The letters of the characters met so far, for str.translate().
+
+    Threads share it: the worst that one can do to another is to make it look up a character again.
+    """
+
+    def __missing__(self, code: int) -> str:
+        by_category = _BY_CATEGORY.get(unicodedata.category(chr(code)), ".")
+        letter = next((letter for codes, letter in _RANGES if code in codes), by_category)
+        if letter == "H":  # the number of its jamo, 2 or 3, tells LV from LVT
+            letter = str(len(unicodedata.normalize("NFD", chr(code))))
+        if len(self) >= 1 << 14:  # a peer can send every character that there is
+            self.clear()
+        self[code] = letter
+        return letter
+
+
+_break_classes = _BreakClasses()
+# A grapheme cluster in those letters: table 1c of UAX #29.
 _CLUSTER = re.compile(
     r"""
     r n | [Crn]                                # GB3, GB4, GB5
     | P* (?:                                   # GB9b
-        \.                                     # is most frequent, and a fifth faster if first
+        \.                                     # the most frequent first saves a fifth
         | L* (?: V+ | 2 V* | 3 ) T* | L+ | T+  # GB6, GB7, GB8
         | R R                                  # GB12, GB13
         | X (?: [ENW]* Z X )*                  # GB11
@@ -1031,29 +1052,7 @@ _CLUSTER = re.compile(
 )
 
 
-class _BreakClasses(dict[int, str]):
-    """The class letters of the characters met so far, for str.translate().
-
-    Threads share it: the worst that one can do to another is to look up a character once more.
-    """
-
-    def __missing__(self, code: int) -> str:
-        char = chr(code)
-        letter = _BY_CATEGORY.get(unicodedata.category(char), ".")
-        letter = next((exception for codes, exception in _RANGES if code in codes), letter)
-        if letter == "H":  # a syllable of 2 or 3 jamo: LV or LVT
-            letter = str(len(unicodedata.normalize("NFD", char)))
-        if len(self) >= 1 << 14:  # more than texts have, so somebody is sending all that there are
-            self.clear()
-        self[code] = letter
-        return letter
-
-
-_break_classes = _BreakClasses()
-
-
 def _iter_graphemes(text: str) -> Iterator[str]:
-    """Yield the grapheme clusters of *text*."""
     start = 0
     for cluster in _CLUSTER.findall(text.translate(_break_classes)):
         end = start + len(cluster)

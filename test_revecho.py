@@ -521,7 +521,7 @@ class ClusterTest(unittest.TestCase):
     def test_each_question_asked_first_saves_time(self):
         text, accented = "Zoe, " * 20_000, "Zoë, " * 20_000
         asked = seconds(revecho.reverse_text, accented)
-        self.assertLess(seconds(revecho.reverse_text, text), asked)
+        self.assertLess(seconds(revecho.reverse_text, text), asked / 2)
         self.assertLess(seconds(revecho.reverse_lines, accented.encode()), asked)
         self.assertLess(asked, seconds(revecho.reverse_text, f"{accented}\u0301") / 2)
 
@@ -578,7 +578,7 @@ class ClusterTest(unittest.TestCase):
                 text = "a?\n?a\n?\u0301\n\u1100?\n?\u1175\n?\u11a8\n?\U0001f1e9\n??"
                 if category[0] not in "NPS" or unicodedata.extended_pictographic(char):
                     text += "\n?\u200d\u2764\n\u2764\u200d?"
-                if category != "Mc":
+                if category != "Mc" or unicodedata.indic_conjunct_break(char) == "Linker":
                     text += "\n\u0915?\u0915\n\u0915\u094d?\n?\u094d\u0915\n\u0915\u094d?\u0915"
                 text = text.replace("?", char)
                 backwards = "".join(reversed([*map(str, unicodedata.iter_graphemes(text))]))
