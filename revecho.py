@@ -211,25 +211,23 @@ class _EndedError(Exception):
 
 
 class _State:
-    """What other threads must know of a connection, and what they want of it.
-
-    Its own thread writes the first two, at any time; others write the last two, under the lock.
-    """
-
-    receiving = True  # may its thread be inside a receive?
-    ending = ""  # why the server ends the connection, if it does
-    shut = False  # has the server ended a receive that was waiting?
+    """What other threads must know of a connection, and what they want of it."""
 
     def __init__(self) -> None:
-        self.opened_at = self.waiting_since = time.monotonic()  # so long the peer keeps us waiting
+        self.opened_at = time.monotonic()
+        # Written by the connection's own thread alone, which takes no lock for it:
+        self.waiting_since = self.opened_at  # since when the peer keeps us waiting
+        self.receiving = True  # may the thread be inside a receive?
+        # Written by other threads alone, under the lock of _Connections:
+        self.ending = ""  # why the server ends the connection, if it does
+        self.shut = False  # has it ended a receive that was waiting?
 
 
 class ReverseHandler(socketserver.StreamRequestHandler):
-    """Answers the lines of one connection, on a thread that does nothing else meanwhile.
+    """Answers the lines of one connection, all of it on the connection's own thread.
 
     Override respond() to answer something else; the limits and the way of stopping stay.  Who
-    overrides handle() instead must see to max_line, may want another rbufsize, and has
-    idle_timeout for the whole connection.
+    overrides handle() instead sees to max_line, and has idle_timeout for the whole connection.
     """
 
     server: ReverseServer
@@ -296,8 +294,8 @@ class ReverseHandler(socketserver.StreamRequestHandler):
     def _receive(self) -> bytes:
         """Return what the peer sends next; nothing when it has ended its side."""
         state = self.state
-        # Write, then look: who ends connections does it the other way round, so that at least one
-        # of the two threads sees what the other has written.
+        # Write, then look.  _Connections.end() writes `ending`, then looks at `receiving`; so at
+        # least one of the two threads sees the other's, and no receive waits that should not.
         state.receiving = True
         try:
             if state.ending:
@@ -319,15 +317,14 @@ class ReverseHandler(socketserver.StreamRequestHandler):
         self.answered += len(reply)
 
     def _send(self, data: bytes) -> None:
-        state, connection = self.state, self.request
-        state.waiting_since = time.monotonic()  # for the peer to read
+        self.state.waiting_since = time.monotonic()  # for the peer to read
         try:
-            if state.ending:
-                connection.settimeout(None)  # see _receive()
-            connection.sendall(data)
+            if self.state.ending:
+                self.request.settimeout(None)  # see _receive()
+            self.request.sendall(data)
         except OSError as error:
             raise _EndedError(error.strerror or error) from error
-        state.waiting_since = time.monotonic()
+        self.state.waiting_since = time.monotonic()
 
     def _tell(self, message: str, reply: bytes = b"") -> None:
         self._why = message
@@ -359,10 +356,10 @@ class ReverseHandler(socketserver.StreamRequestHandler):
 
 
 class _Connections(dict[socket.socket, _State]):
-    """The open connections.
+    """The open connections, and the one lock.
 
-    Only under the lock is one added, shut down by another thread than its own, or closed.  So
-    nobody shuts down a descriptor that is another's by now.
+    Under it alone is a connection added, shut down by a thread that is not its own, and closed.
+    So nobody shuts down a descriptor that is another's by now.
     """
 
     def __init__(self) -> None:
@@ -387,8 +384,8 @@ class _Connections(dict[socket.socket, _State]):
                 if state.ending == why:
                     _shut(connection, socket.SHUT_RDWR)
                 state.ending = why
-                # Now look, see ReverseHandler._receive().  Where something has arrived no receive
-                # waits, and perhaps it is the end of the peer's side, which must not pass for ours.
+                # Now look; see ReverseHandler._receive().  Where something has arrived no receive
+                # waits, and if it was the end of the peer's side, that must not pass for ours.
                 if state.receiving and not _readable(connection):
                     state.shut = True
                     _shut(connection, socket.SHUT_RD)
@@ -400,16 +397,16 @@ class _Connections(dict[socket.socket, _State]):
 
 
 class _Workers(dict[threading.Thread, "queue.SimpleQueue[Any]"]):
-    """The threads that serve connections, one after the other, each with its inbox.
+    """The threads that serve connections, each one after the other, and their inboxes.
 
-    To start a thread costs more than all else that a short connection needs.  All methods are for
-    the thread that accepts.
+    To start a thread costs more than all else that a short connection needs.  Only the thread that
+    accepts calls these methods; a worker itself does no more than to say that it is idle again.
     """
 
     def __init__(self, serve: Callable[[Any, Any], None]) -> None:
         super().__init__()
         self._serve = serve
-        self._idle: list[queue.SimpleQueue[Any]] = []  # to which each worker adds its own inbox
+        self._idle: list[queue.SimpleQueue[Any]] = []  # the inboxes of those that are
 
     def reserve(self) -> None:
         """Have one that is idle; RuntimeError if the system has no more threads."""
@@ -426,6 +423,7 @@ class _Workers(dict[threading.Thread, "queue.SimpleQueue[Any]"]):
         self._idle.pop().put((request, client_address))
 
     def end_idle(self) -> None:
+        """End those that are idle, and forget those that have ended."""
         while self._idle:
             self._idle.pop().put(None)
         for thread in [thread for thread in self if not thread.is_alive()]:
@@ -445,7 +443,7 @@ class _Workers(dict[threading.Thread, "queue.SimpleQueue[Any]"]):
 
 
 class _NotAcceptingError(Exception):
-    """Ends serve_forever(), where an OSError would not: what caused it has broken the listener."""
+    """Ends serve_forever(), which an OSError would not do."""
 
 
 class ReverseServer(socketserver.ThreadingTCPServer):
@@ -466,15 +464,14 @@ class ReverseServer(socketserver.ThreadingTCPServer):
     Raises OSError if it cannot listen there, ValueError for a limit out of range.
     """
 
-    # Three kinds of threads meet here.  One accepts: that in serve_forever() and, when it has left
-    # that, the one that closes the server; it holds the lock _accepting.  One serves each
-    # connection: it alone receives, sends and closes there.  Any other may close the server.
+    # Three kinds of threads meet here.  One accepts, and holds the lock _accepting: that which runs
+    # serve_forever(), then that which closes the server.  One serves each connection, and it alone
+    # receives, sends and closes there.  Any other may close the server.
 
     server_address: tuple[str, int]  # and two numbers more for IPv6
     allow_reuse_address = os.name == "posix"  # elsewhere it would let another program take the port
     request_queue_size = 4096  # the kernel takes it down to its own limit
-    look_interval = 0.5  # seconds between two looks for connections and threads that are idle
-    retry_interval = 0.1  # seconds to the next try when the system has no room for a connection
+    look_interval = 0.5  # seconds between looks for what is idle, and for room that was missing
     stopping = False
     deadline = 0.0  # by time.monotonic(), for receiving, when the server stops
 
@@ -496,15 +493,12 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         self.connections = _Connections()
         self._workers = _Workers(self.process_request_thread)
         self._accepting, self._closing = threading.Lock(), threading.RLock()
-        self._acceptor: threading.Thread | None = None  # the thread in serve_forever()
-        self._next_look, self._crowded_at = 0.0, -math.inf  # when there last was no room
+        self._acceptor: threading.Thread | None = None  # the one in serve_forever()
+        self._next_look = 0.0
+        self._crowded_at = -math.inf  # when others last had to wait
         self.address_family, address = _resolve(*server_address[:2])
         super().__init__(address, RequestHandlerClass, bind_and_activate)
-
-    def server_activate(self) -> None:
-        """Listen."""
         self.socket.setblocking(False)  # a client may be gone again before accept()
-        super().server_activate()
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Accept connections until shutdown() or server_close() is called on another thread.
@@ -514,7 +508,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         with self._accepting:
             self._acceptor = threading.current_thread()
             try:
-                self.service_actions()  # it may have been closed before
+                self.service_actions()  # if the server is closed already, that is all
                 super().serve_forever(min(poll_interval, self.look_interval))
             except _NotAcceptingError as error:
                 if not self.stopping and error.__cause__:
@@ -523,7 +517,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
                 self._acceptor = None
 
     def service_actions(self) -> None:
-        """End the accepting if the server stops, and now and then those that are idle."""
+        """Every now and then, end connections and threads that are idle."""
         if self.stopping:
             raise _NotAcceptingError
         now = time.monotonic()
@@ -537,7 +531,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         """Accept a connection, when there is room and a thread for it; OSError if not."""
         count = len(self.connections)
         if count >= self.max_connections:
-            self._let_wait(count, self.look_interval, f"{count} connections are open")
+            self._let_wait(count, f"{count} connections are open")
             if len(self.connections) >= self.max_connections:
                 raise BlockingIOError
         try:
@@ -548,7 +542,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
             if number in _BROKEN:
                 raise _NotAcceptingError from error
             if number in _EXHAUSTED:
-                self._let_wait(count, self.retry_interval, str(error))
+                self._let_wait(count, str(error))
             raise BlockingIOError from error
         connection.settimeout(None)  # whatever socket.setdefaulttimeout() says
         return connection, client_address
@@ -571,13 +565,14 @@ class ReverseServer(socketserver.ThreadingTCPServer):
     def server_close(self) -> None:
         """Stop listening, answer every line that has been received, and close everything.
 
-        Takes as long as that takes, little more than the grace at most.  May be called twice, and
-        by two threads.  Raises RuntimeError on a thread of the server's own, as it waits for those.
+        Takes as long as that takes, at most little more than the grace.  Any number of calls, also
+        by several threads, do no harm.  Raises RuntimeError on a thread that it would wait for: in
+        respond(), say, or in what serve_forever() calls.
         """
         thread = threading.current_thread()
         if thread is self._acceptor or thread in self._workers:
-            raise RuntimeError("server_close() waits for the thread that calls it")
-        with self._closing:  # a second call finds all done, and waits for nothing
+            raise RuntimeError("server_close() would wait for the thread that calls it")
+        with self._closing:  # who calls it again finds all done, and the deadline over
             if not self.stopping:
                 self.deadline = time.monotonic() + 0.9 * self.grace  # the rest is for a good end
                 self.stopping = True
@@ -586,16 +581,16 @@ class ReverseServer(socketserver.ThreadingTCPServer):
                 self._stop_listening()
             self.connections.end(_STOPPING)
             self.connections.wait(lambda: not self.connections, end - time.monotonic())
-            self.connections.end(_STOPPING)
-            self._workers.end(end + 1)  # and a respond() that hangs is left behind
+            self.connections.end(_STOPPING)  # the second time, it cuts
+            self._workers.end(end + 1)  # and leaves a respond() behind that hangs
 
     def _stop_listening(self) -> None:
         """Have serve_forever() end, accept those who wait in the listen queue, close the socket."""
         somebody_waits = _readable(self.socket)
-        if not somebody_waits:  # then serve_forever() waits, too; this wakes it ...
-            _shut(self.socket, socket.SHUT_RDWR)  # ... but resets all who wait
+        if not somebody_waits:  # so serve_forever() may sleep; this wakes it, but resets who waits
+            _shut(self.socket, socket.SHUT_RDWR)
         with self.connections.lock:
-            self.connections.lock.notify_all()  # serve_forever() may wait for room
+            self.connections.lock.notify_all()  # it may wait for room
         with self._accepting:
             with contextlib.suppress(_NotAcceptingError):
                 for _ in range(self.request_queue_size if somebody_waits else 0):
@@ -622,11 +617,13 @@ class ReverseServer(socketserver.ThreadingTCPServer):
             if not handed_over:
                 self.shutdown_request(request)
 
-    def _let_wait(self, count: int, seconds: float, why: str) -> None:
+    def _let_wait(self, count: int, why: str) -> None:
         """Wait for fewer than *count* connections; log it, once for as long as it goes on."""
         if time.monotonic() > self._crowded_at + 1 and not self.stopping:
             log.warning("cannot accept, others wait: %s", why)
-        self.connections.wait(lambda: self.stopping or len(self.connections) < count, seconds)
+        self.connections.wait(
+            lambda: self.stopping or len(self.connections) < count, self.look_interval
+        )
         self._crowded_at = time.monotonic()
 
 

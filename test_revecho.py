@@ -111,8 +111,7 @@ def resident(pid):
 class Server(revecho.ReverseServer):
     """Looks over its connections at once, so that tests need not wait for it."""
 
-    look_interval = 0.01
-    retry_interval = 0.01
+    look_interval = 0.03
     running: ClassVar = set()
     looks = 0
 
