@@ -67,6 +67,9 @@ _BROKEN = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
 # connection that was to be accepted.
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # Windows has no poll
+_LARGE = 1 << 26  # bytes that the client holds at most, but for a line that is longer itself
+_LONGEST_WAIT = 1_000_000  # seconds; a socket can wait for little more
+_LETTERS = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_"
 
 log = logging.getLogger("revecho")
 
@@ -684,36 +687,25 @@ def running_server(
 
 
 class ReplyError(ConnectionError):
-    """The server closed the connection too early, or answered with an error."""
+    """The connection ended before the whole reply, or what came is not the reply."""
 
 
 def request(text: str, host: str = HOST, port: int = PORT, timeout: float = 10.0) -> str:
-    """Send *text* as one line and return the reply to it.
+    """Send *text* as one line and return the reply to it, a line of any length.
 
     *timeout* is in seconds, for connecting and for each wait for a part of the reply.
 
-    Raises ValueError if *text* holds a line ending, ReplyError if the reply is not one line as
-    long as the one sent, and OSError if the connection fails or takes too long.
+    Raises ValueError if *text* holds a line ending, ReplyError if the server answers with an error,
+    with more than one line, with a line of more than 64 MiB (and longer than *text*) or not at all,
+    and OSError if the connection fails or takes too long.
 
     >>> with running_server() as server:
     ...     request("raw", *server.server_address[:2])
     'war'
     """
-    line = text.encode("utf-8", "surrogateescape") + b"\n"
-    if b"\n" in line[:-1] or line.endswith(b"\r\n"):
-        raise ValueError("a line ending within the text")
-    reply = b""
-    with _connect(host, port, timeout) as connection:
-        with contextlib.suppress(ConnectionError):  # a server that refuses it will have said why
-            connection.sendall(line)
-        while len(reply) < len(line) and not reply.endswith(b"\n"):
-            data = connection.recv(_BLOCK)
-            if not data:
-                break
-            reply += data
-    if len(reply) != len(line) or not reply.endswith(b"\n"):
-        raise _reply_error(len(line), len(reply), reply)
-    return reply[:-1].decode("utf-8", "surrogateescape")
+    line = _line(text)
+    with _Connection(host, port, timeout) as connection:
+        return connection.ask(line)[:-1].decode("utf-8", "surrogateescape")
 
 
 def stream(
@@ -723,6 +715,10 @@ def stream(
 
     Both are binary files.  Returns how many bytes went there and came back.  *timeout* is in
     seconds, for connecting and for each wait for a reply that is owed; *source* may take its time.
+
+    *source* is read on a thread of its own, which may be waiting for input still when all else has
+    failed.  So pass ``open(0, "rb", 0, closefd=False)`` for standard input: Python aborts a program
+    that ends during a read of ``sys.stdin.buffer``.
 
     Raises ReplyError if the server does not answer every byte, OSError if the connection fails or
     takes too long, and whatever *source* and *sink* raise.
@@ -734,103 +730,257 @@ def stream(
     10
     b'evil\nrats\n'
     """
-    connection = _connect(host, port, timeout)
-    connection.settimeout(None)
-    sender = _Sender(source, connection)
-    received = 0  # bytes
-    tail = b""  # of what has been received
-    waited = 0  # tenths of the timeout
-    try:
-        sender.start()
-        with selectors.DefaultSelector() as selector:
-            selector.register(connection, selectors.EVENT_READ)
-            while not sender.finished or received < sender.sent:  # sent is final only then
-                if selector.select(timeout / 10):
-                    data = _receive(connection)
+    return _stream(source, sink, _Unanswered(), host, port, timeout)
+
+
+def _stream(
+    source: BinaryIO, sink: BinaryIO, unanswered: _Unanswered, host: str, port: int, timeout: float
+) -> int:
+    with _Connection(host, port, timeout) as connection, _reading(source) as feed:
+        _exchange(connection, feed, sink, unanswered)
+    return unanswered.answered
+
+
+def _exchange(
+    connection: _Connection, feed: socket.socket, sink: BinaryIO, unanswered: _Unanswered
+) -> None:
+    """Send what comes from *feed* and write what comes back, until all of it is answered."""
+    unsent = memoryview(b"")
+    with contextlib.ExitStack() as stack:
+        send, read, receive = (stack.enter_context(selectors.DefaultSelector()) for _ in range(3))
+        send.register(connection, selectors.EVENT_READ | selectors.EVENT_WRITE)
+        receive.register(connection, selectors.EVENT_READ)
+        read.register(connection, selectors.EVENT_READ)
+        read.register(feed, selectors.EVENT_READ)
+        while unsent or unanswered.owed or feed in read.get_map():
+            selector = send if unsent else read if unanswered.owed < _LARGE else receive
+            ready = selector.select(connection.timeout if unsent or unanswered.owed else None)
+            if not ready:
+                raise connection.late(unanswered.came)
+            for key, events in ready:
+                if key.fileobj is feed:
+                    data = feed.recv(_BLOCK)
+                    unanswered.add(data)
+                    unsent = memoryview(data)
                     if not data:
-                        break
-                    sink.write(data)
-                    sink.flush()
-                    received += len(data)
-                    tail = (tail + data)[-_BLOCK:]
-                    waited = 0
-                elif received < sender.owed:
-                    waited += 1
-                    if waited == 10:
-                        raise TimeoutError(f"no reply within {timeout:g} seconds")
-    finally:
-        sender.close()
-    if not sender.finished or received != sender.sent:
-        raise _reply_error(sender.sent, received, tail) from sender.failure
-    if sender.failure:
-        raise sender.failure
-    return received
+                        read.unregister(feed)
+                        if unanswered.finish():  # else not: relays may take it for the whole end
+                            connection.finish()
+                elif events & selectors.EVENT_READ:
+                    data = connection.receive()
+                    if not data:
+                        raise connection.ended(unanswered.sent, unanswered.came)
+                    _write(sink, data)
+                    unanswered.answer(data)
+                else:
+                    unsent = unsent[connection.send(unsent) :]
 
 
-class _Sender(threading.Thread):
-    """Sends a file on a connection.
+@contextlib.contextmanager
+def _reading(source: BinaryIO) -> Iterator[socket.socket]:
+    """Read *source* on a thread of its own; yield a socket from which to receive what was read.
 
-    Its attributes are for others to read; `sent` is final once `finished` is true.
+    So one can wait for it and for the server at the same time, whatever kind of file it is.
     """
+    read = source.read1 if hasattr(source, "read1") else source.read  # what there is, if it can
+    failures: list[BaseException] = []
+    far_end, near_end = socket.socketpair()
 
-    def __init__(self, source: BinaryIO, connection: socket.socket) -> None:
-        super().__init__(daemon=True)  # nobody can end a read of, say, a terminal
-        self.read = getattr(source, "read1", source.read)  # what there is, not a full block
-        self.connection = connection
-        self.using = threading.Lock()  # else the descriptor might be closed, and another's, by then
-        self.sent = 0  # bytes
-        self.owed = 0  # bytes of lines that have been finished, so that a reply is owed
-        self.finished = False
-        self.failure: Exception | None = None
+    def copy() -> None:
+        with far_end:
+            try:
+                while data := read(_BLOCK):
+                    far_end.sendall(data)
+                if data is None:
+                    failures.append(BlockingIOError(errno.EAGAIN, "the source has no input now"))
+            except BaseException as error:
+                failures.append(error)
 
-    def run(self) -> None:
+    with near_end:
+        threading.Thread(target=copy, daemon=True).start()  # nobody can end a read of a terminal
+        yield near_end
+    if failures:
+        raise failures[0]
+
+
+def _write(sink: BinaryIO, data: bytes) -> None:
+    """Write all of *data*: a raw file may take a part of it."""
+    while data:
+        count = sink.write(data)
+        if count is None and isinstance(sink, io.RawIOBase):
+            raise BlockingIOError(errno.EAGAIN, "the sink takes no output now")
+        data = b"" if count is None else data[count:]
+    sink.flush()
+
+
+class _Connection:
+    """A connection to a server, whose errors say which step failed."""
+
+    def __init__(self, host: str, port: int, timeout: float) -> None:
+        if not 0 < port <= 65535:  # getaddrinfo() would take it modulo 65536
+            raise ValueError("port must be from 1 to 65535")
+        if not 0 < timeout <= _LONGEST_WAIT:
+            raise ValueError(f"timeout must be above 0 and at most {_LONGEST_WAIT} seconds")
+        self.timeout = timeout
+        self.end = "the connection ended"
         try:
-            while data := self.read(_BLOCK):
+            self.socket = socket.create_connection((host, port), timeout)
+        except OSError as error:
+            if isinstance(error, socket.timeout) and not error.errno:  # ours, not the system's
+                raise TimeoutError(f"not connected within {timeout:g} s") from None
+            error.strerror = f"not connected: {error.strerror or error}"
+            raise
+        except UnicodeError as error:  # no host can have this name
+            raise OSError(f"not connected: {error}") from error
+
+    def __enter__(self) -> _Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def ask(self, line: bytes) -> bytes:
+        """Send a line and return the line that comes back."""
+        reply = bytearray()
+        try:
+            unsent = memoryview(line)
+            while unsent:
+                unsent = unsent[self.send(unsent) :]
+            while data := self.receive():
+                reply += data
                 if b"\n" in data:
-                    self.owed = self.sent + data.rindex(b"\n") + 1
-                self.sent += len(data)
-                with self.using:
-                    self.connection.sendall(data)
-        except Exception as error:
-            self.failure = error
-        self.owed = self.sent  # the end of our side finishes the last line
-        self.finished = True
-        with self.using:
-            _shut(self.connection, socket.SHUT_WR)
+                    break
+                if len(reply) > max(len(line), _LARGE):
+                    raise ReplyError(f"a reply without end: {_quote(reply)}")
+            else:
+                raise self.ended(line, reply)
+        except socket.timeout as error:
+            raise self.late(reply) from error
+        if reply.startswith(b"error: ") and reply != reverse_lines(line):
+            raise _refusal(reply, len(line))
+        if reply.index(b"\n") + 1 < len(reply):
+            raise ReplyError(f"more than one line came: {_quote(reply)}")
+        return bytes(reply)
 
-    def close(self) -> None:
-        _shut(self.connection, socket.SHUT_RDWR)  # ends a send
-        with self.using:
-            self.connection.close()
+    def send(self, data: memoryview) -> int:
+        """Send a part of *data* and return its length."""
+        try:
+            return self.socket.send(data)
+        except ConnectionError:  # receive() will tell, after what the server may have said before
+            self.end = "the connection was reset"
+            return len(data)
+
+    def finish(self) -> None:
+        """End our side."""
+        _shut(self.socket, socket.SHUT_WR)
+
+    def receive(self) -> bytes:
+        """Receive what there is; nothing at the end."""
+        try:
+            return self.socket.recv(_BLOCK)
+        except ConnectionError:
+            self.end = "the connection was reset"
+            return b""
+
+    def late(self, came: bytes | bytearray) -> TimeoutError:
+        only = f", only {_quote(came)}" if came else ""
+        return TimeoutError(f"no {'whole ' * bool(came)}reply within {self.timeout:g} s{only}")
+
+    def ended(self, sent: bytes | bytearray, came: bytes | bytearray) -> ReplyError:
+        if not sent:
+            return ReplyError(f"{self.end} before the input did")
+        only = f", only {_quote(came)} came" if came else ""
+        left = max(len(sent) - len(came), 1)
+        return ReplyError(f"{self.end}; bytes left unanswered: {left}{only}")
 
 
-def _connect(host: str, port: int, timeout: float) -> socket.socket:
-    if not 0 <= port <= 65535:  # getaddrinfo() would take it modulo 65536
-        raise ValueError("port must be 0-65535")
-    if not timeout > 0:
-        raise ValueError("timeout must be above 0")
-    return socket.create_connection((host, port), timeout)
+class _Unanswered:
+    """Counts, or checks, the replies to the lines that are sent in a stream."""
+
+    def __init__(self, check: bool = False) -> None:
+        self.check = check  # not only the length of the replies
+        self.sent = bytearray()  # and not answered
+        self.owed = 0  # of these bytes: those of whole lines
+        self.came = bytearray()  # the beginning of a reply
+        self.answered = 0  # bytes
+        self.lines = 0  # answered and checked
+
+    def add(self, data: bytes) -> None:
+        """Note what is being sent."""
+        if b"\n" in data:
+            self.owed = len(self.sent) + data.rindex(b"\n") + 1
+        self.sent += data
+
+    def finish(self) -> bool:
+        """Note that no more will be sent; return whether that ends a line."""
+        ends_line = self.owed < len(self.sent)
+        self.owed = len(self.sent)
+        return ends_line
+
+    def answer(self, data: bytes) -> None:
+        """Take what has come for the replies, or raise a ReplyError if it cannot be that."""
+        self.came += data
+        whole = self.came.rfind(b"\n") + 1 if b"\n" in data else 0
+        if len(self.came) == self.owed == len(self.sent) and not self.sent.endswith(b"\n"):
+            whole = self.owed  # of a last line without an ending
+        if self.check or b"error: " in self.came:
+            self.compare(bytes(self.came[:whole]))
+        rest = bytes(self.came[whole : whole + 7])
+        room = _BLOCK if b"error: ".startswith(rest) else 0  # the rest of an error is to come
+        if whole > self.owed or len(self.came) > self.owed + room:
+            raise ReplyError(f"more came than the reply: {_quote(self.came)}")
+        self.answered += whole
+        self.owed -= whole
+        del self.came[:whole], self.sent[:whole]
+
+    def compare(self, replies: bytes) -> None:
+        lines = bytes(self.sent[: len(replies)])
+        if replies == reverse_lines(lines):
+            self.lines += lines.count(b"\n")
+            return
+        at = 0
+        for line, reply in zip(io.BytesIO(self.sent), io.BytesIO(replies)):
+            self.lines += 1
+            if reply.startswith(b"error: ") and reply != reverse_lines(line):
+                raise _refusal(reply, len(self.sent) - at)
+            if self.check:
+                _check(line, reply, self.answered + at, f", line {self.lines}")
+            at += len(reply)
 
 
-def _receive(connection: socket.socket) -> bytes:
-    """Receive what there is; nothing also where the connection has broken."""
-    try:
-        return connection.recv(_BLOCK)
-    except ConnectionError:
-        return b""
+def _check(line: bytes, reply: bytes, before: int = 0, where: str = "") -> None:
+    """Raise a ReplyError that says how *reply* is not the reverse of *line*, if it is not."""
+    due = reverse_lines(line)
+    if reply != due:
+        kind = "an echo" if reply == line else "not the reverse"
+        at = next((at for at, (a, b) in enumerate(zip(reply, due)) if a != b), len(reply))
+        came, missed = (_quote(data[max(at - 8, 0) :]) for data in (reply, due))
+        byte = before + at + 1
+        raise ReplyError(f"{kind} at byte {byte}{where}: {came} came, {missed} should have come")
 
 
-def _reply_error(sent: int, received: int, tail: bytes) -> ReplyError:
-    """Say how a reply fell short; the server's own words may be the last line of what came."""
-    last = tail[tail.rfind(b"\n", 0, -1) + 1 :]
-    if last.startswith(b"error: "):
-        received -= len(last)
-        why = last.decode("utf-8", "replace").rstrip()
-    else:
-        why = "the server closed the connection"
-    if received > sent:
-        return ReplyError(f"{received - sent} bytes more than the reply to {sent} has")
-    return ReplyError(f"{why}; {sent - received} bytes left unanswered")
+def _refusal(reply: bytes | bytearray, unanswered: int) -> ReplyError:
+    why = reply.partition(b"\n")[0].decode("utf-8", "replace")
+    return ReplyError(f"{why}; bytes left unanswered: {unanswered}")
+
+
+def _quote(data: bytes | bytearray) -> str:
+    """Return the beginning of *data* as one can show it."""
+    return repr(bytes(data[:40]))[1:] + "..." * (len(data) > 40)
+
+
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape") + b"\n"
+
+
+def _line(text: str) -> bytes:
+    line = _encode(text)
+    if b"\n" in line[:-1] or line.endswith(b"\r\n"):
+        raise ValueError("a line ending within the text")
+    return line
 
 
 # The command line
@@ -839,41 +989,68 @@ def _reply_error(sent: int, received: int, tail: bytes) -> ReplyError:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line *argv*, or sys.argv, and return the exit status.
 
-    0 done; 1 the connection failed or ended early; 2 wrong usage; 130 interrupted.
+    0 done; 1 the connection failed or ended early, or what came was wrong; 130 interrupted.
+    Raises SystemExit with 2 for wrong usage, as argparse does.
     """
+    if sys.stderr is None:  # it is closed, and without it print() takes standard output
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     args = _parser().parse_args(argv)
     try:
+        _require(sys.stdout, "standard output")
         return int(args.run(args))
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever read standard output has had enough
-        return 0
-    except (OSError, ValueError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or error
-        print(f"revecho: {_address((args.host, args.port))}: {why}", file=sys.stderr)
-        return 1 if isinstance(error, OSError) else 2
+    except (OSError, UnicodeError) as error:  # UnicodeError: no host can have this name
+        if isinstance(error, BrokenPipeError) and args.run is not _serve:
+            return 0  # whoever read standard output has had enough
+        _complain(args, error)
+        return 1
+
+
+def _require(file: Any, name: str) -> None:
+    if file is None:
+        raise OSError(f"{name} is closed")
+
+
+def _complain(args: argparse.Namespace, error: Exception) -> None:
+    with contextlib.suppress(OSError):
+        print(f"revecho: {_address((args.host, args.port))}: {_why(error)}", file=sys.stderr)
+
+
+def _why(error: Exception) -> Any:
+    return getattr(error, "strerror", None) or error
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--host", default=HOST, help="address or name (default: %(default)s)")
-    common.add_argument("--port", type=int, default=PORT, help="(default: %(default)s)")
     parser = argparse.ArgumentParser(
         prog="revecho", description="Answer every line with its reverse, over TCP."
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    server = commands.add_parser("server", parents=[common], help="answer lines until Ctrl-C")
-    server.set_defaults(run=_serve)
+    server = commands.add_parser("server", help="answer lines until Ctrl-C")
+    client = commands.add_parser("client", help="send lines, print the replies")
+    ping = commands.add_parser("ping", help="see whether lines come back reversed, and how fast")
+    seconds = _number(float, 0, _LONGEST_WAIT)
+    for command, run, least_port in ((server, _serve, 0), (client, _talk, 1), (ping, _ping, 1)):
+        command.set_defaults(run=run, error=command.error)
+        option = command.add_argument
+        option("--host", default=HOST, help="address or name (default: %(default)s)")
+        option("--port", type=_number(int, least_port, 65535), default=PORT,
+               help="(default: %(default)s)")
+    for command in (client, ping):
+        command.add_argument("--timeout", metavar="SECONDS", default=10.0,
+                             type=_number(float, 0.001, _LONGEST_WAIT),
+                             help="for connecting and for each reply (default: %(default)g)")
+
     option = server.add_argument
-    option("--max-connections", metavar="N", type=int, default=MAX_CONNECTIONS,
+    option("--max-connections", metavar="N", type=_number(int, 1, 10**6), default=MAX_CONNECTIONS,
            help="connections at a time; others wait (default: %(default)s)")
-    option("--max-line", metavar="BYTES", type=int, default=MAX_LINE,
+    option("--max-line", metavar="BYTES", type=_number(int, 1, 1 << 30), default=MAX_LINE,
            help="length of a line (default: %(default)s)")
-    option("--idle-timeout", metavar="SECONDS", type=float, default=IDLE_TIMEOUT,
+    option("--idle-timeout", metavar="SECONDS", type=seconds, default=IDLE_TIMEOUT,
            help="time without a line answered; 0 for no end (default: %(default)g)")
-    option("--grace", metavar="SECONDS", type=float, default=GRACE,
+    option("--grace", metavar="SECONDS", type=seconds, default=GRACE,
            help="time to finish in when stopped (default: %(default)g)")
     option("--reuse-port", action="store_true", help="share the port with other processes")
     loudness = server.add_mutually_exclusive_group()
@@ -882,14 +1059,42 @@ def _parser() -> argparse.ArgumentParser:
     loudness.add_argument("-v", "--verbose", dest="level", action="store_const",
                           const=logging.DEBUG, help="log more")
 
-    client = commands.add_parser("client", parents=[common], help="send lines, print the replies")
-    client.set_defaults(run=_talk)
-    client.add_argument("--timeout", metavar="SECONDS", type=float, default=10.0,
-                        help="for connecting and for each reply (default: %(default)g)")
-    client.add_argument("--ask", action="store_true", help="ask whether to send again")
-    client.add_argument("message", metavar="MESSAGE", nargs="*",
-                        help="a line to send; without any, standard input is sent")
+    option = client.add_argument
+    option("--check", action="store_true", help="end at a reply that is not the reverse")
+    option("--ask", action="store_true", help="ask whether to send again")
+    option("message", metavar="MESSAGE", nargs="*", type=_message,
+           help="a line to send; without any, standard input is sent")
+
+    option = ping.add_argument
+    option("--count", metavar="N", type=_number(int, 1, 10**9),
+           help="how many lines to send (default: until Ctrl-C)")
+    option("--interval", metavar="SECONDS", type=seconds, default=1.0,
+           help="from one to the next (default: %(default)g)")
+    option("--size", metavar="BYTES", type=_number(int, 2, 1 << 30), default=64,
+           help="length of a line, its ending not counted (default: %(default)s)")
     return parser
+
+
+def _number(kind: type[float], least: float, most: int) -> Callable[[str], float]:
+    """Return a type for an option of argparse: a number within bounds."""
+
+    def convert(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            number = kind(text)
+            if least <= number <= most:
+                return number
+        what = "whole number" if kind is int else "number"
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {what} from {least} to {most}")
+
+    return convert
+
+
+def _message(text: str) -> str:
+    try:
+        _line(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+    return text
 
 
 def _serve(args: argparse.Namespace) -> int:
@@ -934,46 +1139,114 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _talk(args: argparse.Namespace) -> int:
-    server = args.host, args.port, args.timeout
     if args.ask and not args.message:
-        raise ValueError("--ask needs a MESSAGE")
+        args.error("--ask needs a MESSAGE")
     for file in (sys.stdin, sys.stdout):
         if isinstance(file, io.TextIOWrapper):
             file.reconfigure(errors="surrogateescape")
     if args.message:
-        _say(args.message, server)
+        _say(args)
         for answer in _typed("Do you want to continue (y/n)? ") if args.ask else ():
-            if answer.strip().lower() != "y":
+            if answer.strip().lower() in ("n", "no"):
                 break
-            _say(args.message, server)
-    elif sys.stdin and sys.stdin.isatty():
-        with contextlib.suppress(ImportError):
-            import readline  # noqa: F401  gives input() line editing
-        _connect(*server).close()  # if nobody listens, say so before anything is typed
-        for line in _typed("> "):
-            _say([line], server)
+            if answer.strip().lower() in ("y", "yes"):
+                _say(args)
+    elif sys.stdin and sys.stdin.isatty() and sys.stdout.isatty():
+        _prompt(args)
     else:
-        with open(0, "rb", 0, closefd=False) as source, open(1, "wb", closefd=False) as sink:
-            stream(source, sink, *server)
+        _require(sys.stdin, "standard input")
+        with open(0, "rb", 0, closefd=False) as source, open(1, "wb", 0, closefd=False) as sink:
+            unanswered = _Unanswered(args.check)
+            _stream(source, sink, unanswered, args.host, args.port, args.timeout)
     return 0
 
 
-def _say(texts: list[str], server: tuple[str, int, float]) -> None:
-    for text in texts:
-        print(request(text, *server), flush=True)
+def _prompt(args: argparse.Namespace) -> None:
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  gives input() line editing
+    server = args.host, args.port, args.timeout
+    with _Connection(*server):
+        pass  # if nobody listens, say so before anything is typed
+    for line in _typed("> "):
+        try:
+            reply = request(line, *server)
+        except (OSError, ValueError) as error:
+            _complain(args, error)
+            continue
+        _show(line, reply, args.check)
+
+
+def _say(args: argparse.Namespace) -> None:
+    for text in args.message:
+        _show(text, request(text, args.host, args.port, args.timeout), args.check)
+
+
+def _show(text: str, reply: str, check: bool) -> None:
+    print(reply, flush=True)
+    if check:
+        _check(_encode(text), _encode(reply))
 
 
 def _typed(prompt: str) -> Iterator[str]:
     """Yield the lines that a person types, until Ctrl-D."""
+    seen = sys.stdout if sys.stdout.isatty() else sys.stderr
+    if sys.stdin is None:  # closed
+        sys.stdin = io.StringIO()
     while True:
-        try:
-            line = input(prompt)
-        except (EOFError, KeyboardInterrupt) as end:
-            print()  # leaves the prompt's line
-            if isinstance(end, EOFError):
-                return
-            raise
+        with contextlib.redirect_stdout(seen):
+            try:
+                line = input(prompt)
+            except (EOFError, KeyboardInterrupt) as end:
+                print()  # leaves the prompt's line
+                if isinstance(end, EOFError):
+                    return
+                raise
         yield line
+
+
+def _ping(args: argparse.Namespace) -> int:
+    import statistics
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # to sum up as after Ctrl-C
+    address = _address((args.host, args.port))
+    probes: list[tuple[float, float] | None] = []  # milliseconds; None for a failure
+    with contextlib.suppress(KeyboardInterrupt):
+        for number in itertools.islice(itertools.count(1), args.count):
+            started = time.monotonic()
+            try:
+                connect, reply = _probe(args)
+            except OSError as error:
+                probes.append(None)
+                outcome = f"failed: {_why(error)}"
+            else:
+                probes.append((connect, reply))
+                outcome = f"{args.size} bytes reversed, {connect=:.2f} ms {reply=:.2f} ms"
+            print(f"{address}: seq={number} {outcome}", flush=True)
+            if number != args.count:
+                time.sleep(max(0, started + args.interval - time.monotonic()))
+    good = [times for times in probes if times]
+    print(f"\n--- {address} ---")
+    print(f"{len(probes)} sent, {len(good)} reversed, {len(probes) - len(good)} failed")
+    for name, times in zip(("connect", "reply"), zip(*good)):
+        figures = "/".join(f"{f(times):.2f}" for f in (min, statistics.median, max))
+        print(f"{name} min/median/max = {figures} ms")
+    sys.stdout.flush()
+    return 0 if good and len(good) == len(probes) else 1
+
+
+def _probe(args: argparse.Namespace) -> tuple[float, float]:
+    """Send a random line; return the milliseconds to connect and those to the reply."""
+    line = b""
+    while line == line[::-1]:  # else an echo would pass
+        line = os.urandom(args.size).translate(_LETTERS * 4)  # each as likely as the others
+    line += b"\n"
+    started = time.perf_counter()
+    with _Connection(args.host, args.port, args.timeout) as connection:
+        connected = time.perf_counter()
+        reply = connection.ask(line)
+        replied = time.perf_counter()
+    _check(line, reply)
+    return (connected - started) * 1000, (replied - connected) * 1000
 
 
 # Appendix: grapheme clusters for Python before 3.15.  When none of those is in use, delete it.

@@ -27,6 +27,7 @@ import tempfile
 import threading
 import time
 import tracemalloc
+import typing
 import unicodedata
 import unittest
 import warnings
@@ -1676,18 +1677,22 @@ def listening(address):
 
 @contextlib.contextmanager
 def other_server(serve):
-    """A server of one connection that does what *serve* does with it; yields its address.
+    """A server that does with each connection, one after the other, what *serve* does.
 
-    Where *serve* returns true the connection is kept open to the end.
+    Yields its address.  Where *serve* returns true the connection is kept open to the end.
     """
     end = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def accept():
-            with contextlib.suppress(OSError), listener.accept()[0] as connection:
-                connection.settimeout(LIMIT)
-                if serve(connection):
-                    end.wait(LIMIT)
+            with contextlib.suppress(OSError), contextlib.ExitStack() as kept:
+                while True:
+                    connection = listener.accept()[0]
+                    connection.settimeout(LIMIT)
+                    with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+                        stack.enter_context(connection)
+                        if serve(connection):
+                            kept.push(stack.pop_all())
 
         thread = threading.Thread(target=accept)
         thread.start()
@@ -1700,18 +1705,86 @@ def other_server(serve):
             thread.join(LIMIT)
 
 
-def answer_with(reply):
+def answer_with(reply, stay=False):
     """For other_server(): one answer to whatever comes first, then the end."""
 
     def serve(connection):
         connection.recv(65536)
         connection.sendall(reply)
+        return stay
 
     return serve
 
 
 def never_answer(connection):
     return connection.recv(65536) or True
+
+
+def mirror(connection):
+    while data := connection.recv(65536):
+        connection.sendall(data)
+
+
+def relay(server, there=bytes, back=bytes):
+    """For other_server(): a path to *server* that changes a line and its reply."""
+
+    def serve(connection):
+        line = connection.recv(65536)
+        with socket.create_connection(server.server_address[:2], LIMIT) as far:
+            far.sendall(there(line))
+            far.shutdown(socket.SHUT_WR)
+            connection.sendall(back(receive(far)))
+
+    return serve
+
+
+def half_close_ends_both(server):
+    """For other_server(): a relay like many, to which the end of one side is the end of all."""
+
+    def serve(connection):
+        with socket.create_connection(server.server_address[:2], LIMIT) as far:
+            while True:
+                for ready in select.select([connection, far], [], [])[0]:
+                    data = ready.recv(65536)
+                    if not data:
+                        return
+                    (far if ready is connection else connection).sendall(data)
+
+    return serve
+
+
+def by_turns(*serves):
+    """For other_server(): what to do with the first connection, the second, and so on."""
+    serve = iter(serves)
+
+    def serve_next(connection):
+        return next(serve)(connection)
+
+    return serve_next
+
+
+def flip(data):
+    return bytes([data[0] ^ 1]) + data[1:]
+
+
+def bad_paths(server):
+    """What to give to other_server(), a timeout in seconds, and how the client calls the path."""
+    left = "bytes left unanswered: "
+    return (
+        (mirror, LIMIT, r"an echo at byte \d+"),
+        (relay(server, there=flip), LIMIT, r"not the reverse at byte \d+"),
+        (relay(server, back=flip), LIMIT, "not the reverse at byte 1"),
+        (answer_with(b"00000\n"), LIMIT, r"not the reverse at byte \d+: '00000\\n' came"),
+        (answer_with(b"00000"), LIMIT, f"the connection ended; {left}.* '00000' came"),
+        (answer_with(b"00000", stay=True), 0.05, r"no whole reply within 0\.05 s, only '00000'"),
+        (relay(server, back=lambda reply: reply[:-2]), LIMIT, f"the connection ended; {left}2"),
+        (never_answer, 0.05, r"no reply within 0\.05 s"),
+        (lambda _: None, LIMIT, f"the connection (ended|was reset); {left}"),
+        (lambda it: it.recv(1) and reset(it), LIMIT, f"the connection was reset; {left}"),
+        (lambda it: it.sendall(b"SSH-2.0-x\r\n") or True, LIMIT, r"not the .*'SSH-2\.0-x\\r\\n"),
+        (answer_with(b"HTTP/1.1 400 Bad Request\r\nServer: x\r\n\r\n"), LIMIT, "'HTTP/1.1 400 B"),
+        (answer_with(b"error: too late\n"), LIMIT, f"error: too late; {left}"),
+    )
 
 
 class ClientTest(ServerCase):
@@ -1722,8 +1795,10 @@ class ClientTest(ServerCase):
             ("", ""),
             ("añ€", "€ña"),
             ("a\rb", "b\ra"),
+            ("\ra", "a\r"),
             ("\0\u2028", "\u2028\0"),
             ("a\udcff", "\udcffa"),  # how Python hands over a byte that is not UTF-8
+            (" :rorre", "error: "),  # a reply like any other
             ("x" * 65535 + "y", "y" + "x" * 65535),
         ):
             self.assertEqual(revecho.request(text, *server.server_address), reply)
@@ -1731,10 +1806,19 @@ class ClientTest(ServerCase):
             with self.assertRaises(ValueError):
                 revecho.request(text, *server.server_address)
 
+    def test_request_to_a_service_whose_answers_have_another_length(self):
+        class Handler(revecho.ReverseHandler):
+            def respond(self, lines):
+                return lines[:-1] * 3 + b"\n"
+
+        address = self.serve(Handler).server_address
+        self.assertEqual(revecho.request("ab", *address), "ababab")
+        self.assertEqual(revecho.request("", *address), "")
+
     def test_request_refused(self):
-        server = self.serve(max_line=100)
-        for length in (101, 50_000_000):
-            with self.assertRaisesRegex(revecho.ReplyError, "error: line longer than 100 bytes"):
+        server = self.serve(max_line=10)
+        for length in (11, 31, 32, 33, 10_000_000):  # the error has 32 bytes
+            with self.assertRaisesRegex(revecho.ReplyError, r"^error: line longer than 10 bytes;"):
                 revecho.request("x" * length, *server.server_address)
 
     def test_request_refused_with_a_reset(self):
@@ -1744,27 +1828,67 @@ class ClientTest(ServerCase):
             revecho.request("x" * 50_000_000, *address)
 
     def test_request_without_a_proper_reply(self):
-        for reply in (b"", b"oll", b"oll\n", b"ollehh\n", b"ollehh"):
-            for waits in (False, True):  # with the connection kept open the length must tell
+        for reply, message in (
+            (b"", "ended; bytes left unanswered: 6$"),
+            (b"oll", "ended; bytes left unanswered: 3, only 'oll' came$"),
+            (b"ollehh", "ended; bytes left unanswered: 1, only 'ollehh' came$"),
+            (b"a\nb\n", r"more than one line came: 'a\\nb\\n'$"),
+            (b"olleh\nx", r"more than one line came: 'olleh\\nx'$"),
+            (b"x" * 100, r"came$"),
+            (b"x" * 70_000_000, r"a reply without end: 'x{40}'\.\.\.$"),
+        ):
+            with (
+                other_server(answer_with(reply)) as address,
+                self.assertRaisesRegex(revecho.ReplyError, message),
+            ):
+                revecho.request("hello", *address)
 
-                def serve(connection, reply=reply, waits=waits):
-                    answer_with(reply)(connection)
-                    return waits and (b"\n" in reply or len(reply) > 5)
+    def test_long_replies_take_time_in_proportion(self):
+        """Ten times as much takes ten times as long, not a hundred times."""
 
-                with other_server(serve) as address, self.assertRaises(revecho.ReplyError):
-                    revecho.request("hello", *address)
+        def seconds(size):
+            with other_server(answer_with(b"x" * size + b"\n")) as address:
+                start = time.thread_time()
+                self.assertEqual(len(revecho.request("hello", *address)), size)
+                return time.thread_time() - start
 
-    def test_timeout(self):
-        with other_server(never_answer) as address, self.assertRaises(OSError) as caught:
-            revecho.request("hello", *address, timeout=0.2)
-        self.assertNotIsInstance(caught.exception, ConnectionError)
-        with other_server(never_answer) as address, self.assertRaisesRegex(OSError, "no reply"):
-            revecho.stream(io.BytesIO(b"hello\n"), io.BytesIO(), *address, timeout=0.2)
+        few, many = (min(seconds(size) for _ in range(3)) for size in (2_000_000, 20_000_000))
+        self.assertLess(many, 40 * few)
+
+    def test_timeouts_say_which_step(self):
+        for exchange in (
+            lambda *address: revecho.request("hello", *address, timeout=0.05),
+            lambda *address: self.stream(io.BytesIO(b"hello\n"), address, timeout=0.05),
+        ):
+            for serve, message in (
+                (never_answer, r"^no reply within 0\.05 s$"),
+                (answer_with(b"oll", stay=True), r"^no whole reply within 0\.05 s, only 'oll'$"),
+            ):
+                address = self.stack(other_server(serve))
+                with self.assertRaisesRegex(TimeoutError, message):
+                    exchange(*address)
+            address = self.stack(crowded_listener())
+            with self.assertRaisesRegex(TimeoutError, r"^not connected within 0\.05 s$"):
+                exchange(*address)
+
+    def test_connection_refused(self):
+        with self.assertRaisesRegex(ConnectionRefusedError, "not connected: "):
+            revecho.request("hello", "127.0.0.1", free_port())
 
     def test_bad_arguments(self):
-        for port, timeout in ((-1, 1), (70000, 1), (1, 0), (1, -1), (1, float("nan"))):
+        inf, nan = float("inf"), float("nan")
+        for port, timeout in ((-1, 1), (0, 1), (65536, 1), (1, 0), (1, -1), (1, nan), (1, inf)):
             with self.assertRaises(ValueError):
                 revecho.request("hello", "127.0.0.1", port, timeout)
+            with self.assertRaises(ValueError):
+                self.stream(io.BytesIO(b"hello\n"), ("127.0.0.1", port), timeout=timeout)
+
+    def test_types(self):
+        for function in (revecho.request, revecho.stream):
+            types = typing.get_type_hints(function)
+            self.assertEqual((types["host"], types["port"], types["timeout"]), (str, int, float))
+        self.assertIs(typing.get_type_hints(revecho.request)["return"], str)
+        self.assertIs(typing.get_type_hints(revecho.stream)["return"], int)
 
     def stream(self, source, address, **options):
         sink = io.BytesIO()
@@ -1779,14 +1903,20 @@ class ClientTest(ServerCase):
             b"a",
             b"ab\n",
             b"ab\r\ncd\r",
+            b"a\n :rorre\n :rorre",
             os.urandom(1_000_000).replace(b"\n", b"\n\n"),
         ):
             answer = self.stream(io.BytesIO(lines), server.server_address)
             self.assertEqual(answer, revecho.reverse_lines(lines))
 
-    def test_stream_through_a_server_that_reads_all_before_it_writes(self):
+    def test_stream_through_a_relay_that_ends_both_sides(self):
+        address = self.stack(other_server(half_close_ends_both(self.serve())))
+        lines = b"hello\n" * 1_000_000
+        self.assertEqual(self.stream(io.BytesIO(lines), address), b"olleh\n" * 1_000_000)
+
+    def test_stream_to_a_server_that_reads_all_before_it_writes(self):
         def serve(connection):
-            connection.sendall(revecho.reverse_lines(receive(connection)))
+            connection.sendall(revecho.reverse_lines(receive(connection, len(lines))))
 
         lines = b"hello\n" * 1_000_000
         with other_server(serve) as address:
@@ -1794,11 +1924,31 @@ class ClientTest(ServerCase):
 
     def test_stream_into_a_sink_that_pauses(self):
         """Longer than the timeout, so long that there is no room to send either."""
-        pauses = iter([0.5])
+        pauses = iter([0.3])
         sink = mock.Mock(write=lambda _: time.sleep(next(pauses, 0)))
-        lines = b"hello\n" * 5_000_000
+        lines = b"hello\n" * 2_000_000
         address = self.serve().server_address
         self.assertEqual(revecho.stream(io.BytesIO(lines), sink, *address, timeout=0.2), len(lines))
+
+    def test_stream_into_a_raw_sink(self):
+        """One that takes a part of what is written, and one that takes nothing now."""
+
+        class Sink(io.RawIOBase):
+            taken = b""
+
+            def write(self, data):
+                self.taken += data[:2]
+                return min(len(data), 2)
+
+        class FullSink(io.RawIOBase):
+            def write(self, _):
+                return None
+
+        address, sink = self.serve().server_address[:2], Sink()
+        self.assertEqual(revecho.stream(io.BytesIO(b"hello\nyou"), sink, *address), 9)
+        self.assertEqual(sink.taken, b"olleh\nuoy")
+        with self.assertRaises(BlockingIOError):
+            revecho.stream(io.BytesIO(b"hello\n"), FullSink(), *address)
 
     def test_stream_of_a_source_that_pauses(self):
         """Longer than the timeout, between lines and within one; what there is goes at once."""
@@ -1817,7 +1967,7 @@ class ClientTest(ServerCase):
                 feed.write(part)
                 if answer:
                     self.assertEqual(sink.get(timeout=LIMIT), answer)
-                time.sleep(0.3)
+                time.sleep(0.2)
             feed.close()
             self.assertEqual(sink.get(timeout=LIMIT), b"eerht")
             self.assertEqual(sink.get(timeout=LIMIT), 13)
@@ -1825,23 +1975,53 @@ class ClientTest(ServerCase):
 
     def test_stream_that_the_server_ends(self):
         for reply, message in (
-            (b"", "closed the connection; 6 bytes"),
-            (b"oll", "; 3 bytes left unanswered"),
-            (b"olleh", "; 1 bytes left unanswered"),
-            (b"olleh\nx", "1 bytes more"),
-            (b"error: no\n", "error: no; 6 bytes left unanswered"),
+            (b"", "^the connection ended; bytes left unanswered: 6$"),
+            (b"oll", "^the connection ended; bytes left unanswered: 3, only 'oll' came$"),
+            (b"olleh\nx", r"^more came than the reply: 'olleh\\nx'$"),
+            (b"olleh!", r"^the connection ended; bytes left unanswered: 1, only 'olleh!' came$"),
+            (b"x" * 100, r"^more came than the reply: 'x{40}'\.\.\.$"),
+            (b"a\nb\nc\nd\n", r"^more came than the reply: 'a\\nb"),
+            (b"error: no\n", "^error: no; bytes left unanswered: 6$"),
+            (b"error: without an ending", "only 'error: without an ending' came$"),
         ):
             address = self.stack(other_server(answer_with(reply)))
             with self.assertRaisesRegex(revecho.ReplyError, message):
                 self.stream(io.BytesIO(b"hello\n"), address)
-        server = self.serve(max_line=10)
-        with self.assertRaisesRegex(
-            revecho.ReplyError, "error: line longer than 10 bytes; 20 bytes"
-        ):
-            self.stream(io.BytesIO(b"hello\n" + b"x" * 20), server.server_address)
         address = self.stack(other_server(lambda other: other.recv(1) and reset(other)))
-        with self.assertRaises(revecho.ReplyError):
+        with self.assertRaisesRegex(revecho.ReplyError, "^the connection was reset; bytes left "):
             self.stream(io.BytesIO(b"hello\n" * 1_000_000), address)
+
+    def test_stream_refused(self):
+        """By an error shorter than the line, as long, and longer; whether it is finished or not."""
+        address = self.serve(max_line=10).server_address
+        for line in (b"x" * 11, b"x" * 31, b"x" * 32, b"x" * 33, b"x" * 100_000):
+            for ending in (b"", b"\n"):
+                with self.assertRaisesRegex(
+                    revecho.ReplyError,
+                    f"^error: line longer than 10 bytes; .*: {len(line + ending)}$",
+                ):
+                    self.stream(io.BytesIO(b"hello\nyou\n" + line + ending), address)
+
+    def test_stream_refused_in_pieces(self):
+        """The error can come cut in two."""
+
+        def serve(connection):
+            receive(connection, 8)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.sendall(b"olleh\nerr")
+            got.acquire()
+            connection.sendall(b"or: no\n")
+
+        got = threading.Semaphore(0)
+        address = self.stack(other_server(serve))
+        reading, writing = os.pipe()
+        with (
+            open(reading, "rb", 0) as source,
+            open(writing, "wb", 0) as feed,
+            self.assertRaisesRegex(revecho.ReplyError, "^error: no; bytes left unanswered: 2$"),
+        ):
+            feed.write(b"hello\nyo")
+            revecho.stream(source, mock.Mock(write=lambda _: got.release()), *address)
 
     def test_stream_that_the_server_ends_while_the_source_pauses(self):
         reading, writing = os.pipe()
@@ -1849,64 +2029,115 @@ class ClientTest(ServerCase):
         with (
             open(reading, "rb", 0) as source,
             open(writing, "wb", 0),
-            self.assertRaisesRegex(revecho.ReplyError, "; 0 bytes left"),
+            self.assertRaisesRegex(revecho.ReplyError, "^the connection ended before the input "),
         ):
             self.stream(source, address)
 
-    def test_stream_of_a_source_that_ends_while_that_is_asked(self):
-        """What is sent between two looks at the sender is not missed."""
+    def test_stream_to_a_server_that_does_not_read(self):
+        """While a line without end is being sent no reply is owed, but there is a timeout."""
 
-        class Sender(revecho._Sender):
-            value = 0
+        class Source(io.RawIOBase):
+            def read(self, size):
+                return b"x" * size
 
-            def look(self):
-                value = self.value
-                asked = threading.current_thread() is not self
-                if asked and value == 4 and replied.is_set():  # as if who asks had to wait here
-                    more.set()
-                    until(lambda: self.finished)
-                return value
+        address = self.stack(other_server(lambda _: True))
+        with self.assertRaisesRegex(TimeoutError, r"^no reply within 0\.2 s$"):
+            self.stream(Source(), address, timeout=0.2)
 
-            sent = property(look, lambda self, value: setattr(self, "value", value))
+    def test_stream_to_a_server_that_only_reads(self):
+        """What is under way is bounded."""
 
-        class Source(io.BytesIO):
-            def read1(self, _):
-                self.tell() == 4 and more.wait(0.2)
-                return super().read1(4)
+        def serve(connection):
+            while data := connection.recv(1 << 20):
+                received.append(len(data))
 
-        def stream(address):
-            more.clear()
-            replied.clear()
-            return revecho.stream(Source(b"one\ntwo\n"), sink, *address)
+        class Source(io.RawIOBase):
+            def read(self, size):
+                return b"hello\n" * (size // 6)
 
-        more, replied = threading.Event(), threading.Event()
-        sink = mock.Mock(write=lambda _: replied.set())
-        with mock.patch.object(revecho, "_Sender", Sender):
-            self.assertEqual(stream(self.serve().server_address), 8)
-            with other_server(answer_with(b"eno\n")) as address:
-                self.assertRaises(revecho.ReplyError, stream, address)
+        received = []
+        with (
+            other_server(serve) as address,
+            self.assertRaisesRegex(TimeoutError, r"^no reply within 0\.2 s$"),
+        ):
+            self.stream(Source(), address, timeout=0.2)
+        self.assertLess(sum(received), 80_000_000)
 
     def test_stream_of_a_source_that_fails(self):
-        class Source(io.BytesIO):
-            def read1(self, _):
-                return super().read1(2) or 1 / 0
+        address = self.serve(idle_timeout=0).server_address
+        for error in (ZeroDivisionError, SystemExit, KeyboardInterrupt):
 
-        server = self.serve()
-        with self.assertRaises(ZeroDivisionError):
-            self.stream(Source(b"hello\nyou"), server.server_address)
-        with self.assertRaises(TypeError):
-            self.stream(io.StringIO("hello\n"), server.server_address)
+            class Source(io.BytesIO):
+                def read1(self, _, error=error):
+                    if data := super().read1(2):
+                        return data
+                    raise error
+
+            with self.assertRaises(error):
+                self.stream(Source(b"hello\nyou"), address)
+
+        class SourceWithoutSize(io.BytesIO):
+            def read1(self):
+                return b""
+
+        class NonBlockingSource(io.RawIOBase):
+            def read(self, _):
+                return None
+
+        for source, error in (
+            (io.StringIO("hello\n"), TypeError),
+            (SourceWithoutSize(), TypeError),
+            (object(), AttributeError),
+            (NonBlockingSource(), BlockingIOError),
+        ):
+            with self.assertRaises(error):
+                self.stream(source, address)
 
     def test_stream_into_a_sink_that_fails(self):
         threads, server = threading.active_count(), self.serve()
-        with self.assertRaises(ZeroDivisionError):
-            sink = mock.Mock(write=lambda _: 1 / 0)
-            revecho.stream(io.BytesIO(b"hello\n" * 10_000_000), sink, *server.server_address)
-        until(lambda: not server.connections)
-        self.assert_threads(threads + 1)
+        for error in (ZeroDivisionError, KeyboardInterrupt):
+            with self.assertRaises(error):
+                sink = mock.Mock(write=mock.Mock(side_effect=error))
+                revecho.stream(io.BytesIO(b"hello\n" * 10_000_000), sink, *server.server_address)
+        server.server_close()
+        self.assert_threads(threads)
+
+    def test_stream_of_standard_input(self):
+        """As the docstring says: the program ends though its input is silent."""
+        code = (
+            "import io, revecho, sys\n"
+            "with open(0, 'rb', 0, closefd=False) as source:\n"
+            "    revecho.stream(source, io.BytesIO(), sys.argv[1], int(sys.argv[2]))\n"
+        )
+        host, port = self.stack(other_server(lambda _: None))
+        command = [sys.executable, "-W", "error", "-c", code, host, str(port)]
+        with subprocess.Popen(
+            command, cwd=HERE, stdin=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            self.assertIn(b"ReplyError: the connection ended", process.stderr.read())
+            self.assertEqual(process.wait(LIMIT), 1)
 
 
-class CommandLineTest(ServerCase):
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+@contextlib.contextmanager
+def crowded_listener():
+    """A listener that has no room for one more to wait; yields its address."""
+    if not LINUX:
+        raise unittest.SkipTest("elsewhere the listen queue has other limits")
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        yield listener.getsockname()
+
+
+class CommandLineCase(ServerCase):
     def run_revecho(self, *arguments, stdin=b"", **keywords):
         return subprocess.run(
             [sys.executable, *PROGRAM, *arguments],
@@ -1920,12 +2151,22 @@ class CommandLineTest(ServerCase):
     def run_client(self, *arguments, port, **keywords):
         return self.run_revecho("client", "--port", str(port), *arguments, **keywords)
 
-    def start_client(self, *arguments, port):
+    def start_client(self, *arguments, port, command="client", **keywords):
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        command = [sys.executable, *PROGRAM, "client", "--port", str(port), *arguments]
-        client = self.stack(subprocess.Popen(command, cwd=HERE, **pipes))
+        command = [sys.executable, *PROGRAM, command, "--port", str(port), *arguments]
+        client = self.stack(subprocess.Popen(command, cwd=HERE, **{**pipes, **keywords}))
         self.addCleanup(client.kill)
         return client
+
+    def main(self, *arguments):
+        """Run the command line in this process; return the status, the output and the errors."""
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                status = revecho.main([str(argument) for argument in arguments])
+            except SystemExit as end:
+                status = end.code
+        return status, out.getvalue(), err.getvalue()
 
     def assert_done(self, done, stdout, status=0, stderr=rb"\A\Z"):
         self.assertRegex(done.stderr, stderr)
@@ -1934,10 +2175,8 @@ class CommandLineTest(ServerCase):
         if status:
             self.assertEqual(done.stderr.count(b"\n"), 1, done.stderr)
 
-    def free_port(self):
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            return listener.getsockname()[1]
 
+class CommandLineTest(CommandLineCase):
     def test_messages(self):
         port = self.serve().server_address[1]
         done = self.run_client("hello", "", "two words", "añ", "--", "-n", port=port)
@@ -1947,13 +2186,22 @@ class CommandLineTest(ServerCase):
         self.assert_done(done, b"\xc3\xff\nih\n")
 
     def test_ask(self):
+        """The question goes to where a person sees it."""
         port = self.serve().server_address[1]
         question = b"Do you want to continue (y/n)? "
-        for answers, times in ((b"y\nY\nn\n", 3), (b"y\n\n", 2), (b"n\n", 1)):
-            done = self.run_client("--ask", "ab", "cd", port=port, stdin=answers)
-            self.assert_done(done, (b"ba\ndc\n" + question) * times)
-        done = self.run_client("--ask", "ab", port=port, stdin=b"")
-        self.assert_done(done, b"ba\n" + question + b"\n")
+        clients = [
+            (self.start_client("--ask", "ab", "cd", port=port), answers, times, count)
+            for answers, times, count in (
+                (b"y\nYes\nn\n", 3, 3),
+                (b"maybe\n\nyes\nNO\ny\n", 2, 4),
+                (b"n\n", 1, 1),
+                (b"y\n", 2, 2),
+            )
+        ]
+        for client, answers, times, count in clients:
+            out, err = client.communicate(answers, LIMIT)
+            self.assertEqual((out, client.returncode), (b"ba\ndc\n" * times, 0), answers)
+            self.assertEqual(err.rstrip(b"\n"), question * count, answers)
 
     def test_filter(self):
         port = self.serve().server_address[1]
@@ -1964,23 +2212,28 @@ class CommandLineTest(ServerCase):
         self.assert_done(self.run_client(port=port, stdin=b""), b"")
 
     @unittest.skipUnless(LINUX and GIL, "needs /proc, and an allocator that gives back")
-    def test_filter_holds_nothing(self):
-        """200 MB, the far end of the filter reading slowly at first."""
+    def test_filter_holds_what_is_under_way(self):
+        """60 MB, checked or not."""
         port = self.serve().server_address[1]
         block = b"0123456789\n" * 100_000
-        client = self.start_client(port=port)
-        feeder = threading.Thread(target=lambda: [client.stdin.write(block) for _ in range(190)])
-        feeder.start()
-        time.sleep(0.3)
-        memory, count = resident(client.pid), 0
-        while count < 190 * len(block):
-            data = client.stdout.read(len(block))
-            self.assertEqual(data, b"9876543210\n" * 100_000)
-            count += len(data)
-        self.assertLess(resident(client.pid) - memory, 10_000)
-        feeder.join()
-        client.stdin.close()
-        self.assertEqual(client.wait(LIMIT), 0)
+        for options in ((), ("--check",)):
+            client = self.start_client(*options, port=port)
+
+            def feed(client=client):
+                for _ in range(55):
+                    client.stdin.write(block)
+
+            feeder = threading.Thread(target=feed)
+            feeder.start()
+            count = 0
+            while count < 55 * len(block):
+                data = client.stdout.read(len(block))
+                self.assertEqual(data, b"9876543210\n" * 100_000)
+                count += len(data)
+            self.assertLess(resident(client.pid), 60_000)
+            feeder.join()
+            client.stdin.close()
+            self.assertEqual(client.wait(LIMIT), 0)
 
     def test_filter_is_live(self):
         port = self.serve().server_address[1]
@@ -1990,64 +2243,155 @@ class CommandLineTest(ServerCase):
             client.stdin.flush()
             self.assertEqual(client.stdout.readline(), revecho.reverse_lines(line))
 
-    def test_standard_output_closed(self):
+    @unittest.skipUnless(hasattr(os, "set_blocking"), "needs non-blocking pipes")
+    def test_filter_of_input_that_does_not_wait(self):
+        port = self.serve().server_address[1]
+        reading, writing = os.pipe()
+        os.set_blocking(reading, False)
+        with open(reading, "rb") as stdin, open(writing, "wb"):
+            client = self.start_client(port=port, stdin=stdin)
+            out, err = client.communicate(timeout=LIMIT)
+        self.assertEqual((client.returncode, out), (1, b""))
+        self.assertRegex(err, rb"\Arevecho: .*: the source has no input now\n\Z")
+
+    def test_standard_output_closed_by_its_reader(self):
         port = self.serve().server_address[1]
         lines = b"hello\n" * 1_000_000
-        for arguments, stdin in (((), lines), (["hello"] * 3, b"")):
+        for command, *arguments in (["client"], ["client", "a", "b", "c"], ["ping"]):
             reading, writing = os.pipe()
             os.close(reading)
             with open(writing, "wb") as stdout:
-                done = self.run_client(*arguments, port=port, stdin=stdin, stdout=stdout)
-            self.assertEqual((done.returncode, done.stderr), (0, b""))
+                client = self.start_client(*arguments, port=port, command=command, stdout=stdout)
+                with contextlib.suppress(BrokenPipeError):
+                    client.communicate(lines if len(arguments) == 0 else b"", LIMIT)
+                self.assertEqual(client.wait(LIMIT), 0, command)
+                self.assertEqual(client.stderr.read() if not client.stderr.closed else b"", b"")
+
+    @unittest.skipUnless(os.name == "posix", "needs a shell")
+    def test_standard_streams_closed(self):
+        """Whichever is closed there is no traceback, and no message goes astray."""
+        port = self.serve().server_address[1]
+        question = r"Do you want to continue \(y/n\)\? \n"
+        none = r"revecho: 127\.0\.0\.1:\d+: "
+        cases = [
+            ("client --ask hi <&-", 0, "ih\n", question),
+            ("client hi <&-", 0, "ih\n", ""),
+            ("client <&-", 1, "", none + "standard input is closed\n"),
+            ("client hi <&- 2>&-", 0, "ih\n", ""),
+            ("client --ask hi <&- 2>&-", 0, "ih\n", ""),
+            ("client --ask hi 2>&-", 0, "ih\n", ""),
+            ("client --port 1 hi 2>&-", 1, "", ""),
+            ("client --port 1 hi <&- 2>&-", 1, "", ""),
+            ("client --port 0 hi 2>&-", 2, "", ""),
+            ("client --port 0 hi <&- >&- 2>&-", 2, "", ""),
+        ]
+        for face in ("client hi", "client --ask hi", "client", "ping", "server --port 0"):
+            cases += [(f"{face} >&-", 1, "", none + "standard output is closed\n")]
+            cases += [(f"{face} <&- >&- 2>&-", 1, "", "")]
+        started = []
+        for case in cases:
+            command = f'exec "$@" {case[0].partition(" ")[2]}'
+            name = case[0].split()[0]
+            defaults = [] if "--port" in case[0] else ["--port", str(port)]
+            arguments = ["sh", "-c", command, "sh", sys.executable, *PROGRAM, name, *defaults]
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            process = subprocess.Popen(
+                arguments, cwd=HERE, stdin=subprocess.DEVNULL, text=True, **pipes
+            )
+            started.append((case, self.stack(process)))
+        for (command, status, out, err), process in started:
+            with self.subTest(command):
+                shown = process.communicate(timeout=LIMIT)
+                self.assertEqual((process.returncode, shown[0]), (status, out), shown)
+                self.assertRegex(shown[1], rf"\A{err}\Z")
+
+    @unittest.skipUnless(os.path.exists("/dev/full"), "needs /dev/full")
+    def test_standard_output_full(self):
+        port = self.serve().server_address[1]
+        with open("/dev/full", "wb") as full:
+            clients = [
+                self.start_client(*arguments, port=port, command=command, stdout=full)
+                for command, *arguments in (["client"], ["client", "a", "b"], ["ping"])
+            ]
+            for client in clients:
+                client.communicate(b"hello\n", LIMIT)
+                self.assertEqual(client.returncode, 1)
 
     def test_failures(self):
-        for arguments, stdin in ((["hello"], b""), ([], b"hello\n")):
-            port = self.free_port()
-            done = self.run_client(*arguments, port=port, stdin=stdin)
-            self.assert_done(done, b"", 1, b"revecho: 127.0.0.1:%d: Connection refused\n" % port)
-            done = self.run_client(
-                *arguments, "--host", "no.such.host.invalid", port=1, stdin=stdin
-            )
-            self.assert_done(done, b"", 1, rb"revecho: no\.such\.host\.invalid:1: .+\n")
-            done = self.run_client(*arguments, "--host", "::1", port=port, stdin=stdin)
-            self.assert_done(done, b"", 1, rb"revecho: \[::1\]:%d: .+\n" % port)
-            for serve, why in (
-                (answer_with(b""), rb"closed the connection; 6 bytes left unanswered"),
-                (answer_with(b"error: no\n"), rb"error: no; 6 bytes left unanswered"),
-                (answer_with(b"ollehh\n"), rb"1 bytes more"),
-            ):
-                with other_server(serve) as (_, port):
-                    done = self.run_client(*arguments, port=port, stdin=stdin)
+        port = free_port()
+        for host, named in (
+            ("127.0.0.1", r"127\.0\.0\.1"),
+            ("::1", r"\[::1\]"),
+            ("no.such.host.invalid", r"no\.such\.host\.invalid"),
+            ("x" * 64, "x{64}"),
+        ):
+            status, out, err = self.main("client", "--host", host, "--port", port, "hello")
+            self.assertEqual((status, out), (1, ""))
+            self.assertRegex(err, rf"\Arevecho: {named}:{port}: not connected: .+\n\Z")
+        done = self.run_client(port=port, stdin=b"hello\n")
+        self.assert_done(done, b"", 1, b"revecho: 127.0.0.1:%d: not connected: " % port)
+        with other_server(answer_with(b"error: no\n")) as (_, port):
+            for arguments in (["hello"], []):
+                done = self.run_client(*arguments, port=port, stdin=b"hello\n")
                 done.stdout = b""
-                self.assert_done(done, b"", 1, rb"revecho: 127\.0\.0\.1:%d: .*" % port + why)
-            with other_server(never_answer) as (_, port):
-                done = self.run_client(*arguments, "--timeout", "0.2", port=port, stdin=stdin)
-                self.assert_done(done, b"", 1, rb"revecho: .*:\d+: (timed out|no reply)")
-        port = self.serve(max_line=10).server_address[1]
-        done = self.run_client("x" * 11, port=port)
-        self.assert_done(
-            done, b"", 1, b"error: line longer than 10 bytes; 12 bytes left unanswered"
-        )
+                self.assert_done(done, b"", 1, rb"\Arevecho: 127\.0\.0\.1:%d: error: no;" % port)
 
     def test_server_that_ends_while_standard_input_pauses(self):
         port = self.stack(other_server(lambda _: None))[1]
         client = self.start_client(port=port)
         self.assertEqual(client.wait(LIMIT), 1)
-        self.assertRegex(client.stderr.read(), rb"\Arevecho: .*; 0 bytes left unanswered\n\Z")
+        self.assertRegex(
+            client.stderr.read(), rb"\Arevecho: .*: the connection ended before the input did\n\Z"
+        )
 
     def test_wrong_usage(self):
-        for arguments in (
-            ["--port", "70000", "a"],
-            ["--port", "-1", "a"],
-            ["--ask"],
-            ["--timeout", "0", "a"],
-            ["--timeout", "nan", "a"],
-            ["a\nb"],
+        """In the words of argparse, with what may be given."""
+        whole, seconds = "is not a whole number from", "is not a number from 0 to 1000000"
+        timeout = "is not a number from 0.001 to 1000000"
+        for arguments, message in (
+            ("client --port 65536 a", f"argument --port: '65536' {whole} 1 to 65535"),
+            ("client --port 0 a", f"argument --port: '0' {whole} 1 to 65535"),
+            ("client --port x a", f"argument --port: 'x' {whole} 1 to 65535"),
+            ("client --timeout 0 a", f"argument --timeout: '0' {timeout}"),
+            ("client --timeout nan a", f"argument --timeout: 'nan' {timeout}"),
+            ("client --timeout inf a", f"argument --timeout: 'inf' {timeout}"),
+            ("client --timeout x a", f"argument --timeout: 'x' {timeout}"),
+            ("client --ask", "--ask needs a MESSAGE"),
+            ("client a\nb", r"argument MESSAGE: 'a\nb': a line ending within the text"),
+            ("ping --port 0", f"argument --port: '0' {whole} 1 to 65535"),
+            ("ping --count 0", f"argument --count: '0' {whole} 1 to 1000000000"),
+            ("ping --count 1.5", f"argument --count: '1.5' {whole} 1 to 1000000000"),
+            ("ping --size 1", f"argument --size: '1' {whole} 2 to 1073741824"),
+            ("ping --interval -1", f"argument --interval: '-1' {seconds}"),
+            ("ping --timeout 1000001", f"argument --timeout: '1000001' {timeout}"),
+            ("ping a", "unrecognized arguments: a"),
+            ("server --port 65536", f"argument --port: '65536' {whole} 0 to 65535"),
+            ("server --port -1", f"argument --port: '-1' {whole} 0 to 65535"),
+            ("server --max-connections 0", f"argument --max-connections: '0' {whole} 1 to 1000000"),
+            ("server --max-line 0", f"argument --max-line: '0' {whole} 1 to 1073741824"),
+            ("server --max-line 99999999999", f"'99999999999' {whole} 1 to 1073741824"),
+            ("server --idle-timeout -1", f"argument --idle-timeout: '-1' {seconds}"),
+            ("server --grace nan", f"argument --grace: 'nan' {seconds}"),
+            ("server --grace inf", f"argument --grace: 'inf' {seconds}"),
+            ("server -q -v", "not allowed with argument -q/--quiet"),
+            ("server extra", "unrecognized arguments: extra"),
+            ("client --no-such-option", "unrecognized arguments: --no-such-option"),
         ):
-            self.assert_done(self.run_client(*arguments, port=1), b"", 2, b"revecho: ")
-        for arguments in (["--no-such-option"], ["--timeout", "x"]):
-            done = self.run_client(*arguments, port=1)
-            self.assertEqual((done.returncode, done.stdout), (2, b""))
+            with self.subTest(arguments):
+                status, out, err = self.main(*arguments.split(" "))
+                self.assertEqual((status, out), (2, ""))
+                self.assertRegex(err, f"error: .*{re.escape(message)}\n\\Z")
+        self.assertEqual(self.run_client("--ask", port=1).returncode, 2)
+
+    def test_the_last_port_and_the_longest_timeout(self):
+        port = self.serve().server_address[1]
+        status, out, _ = self.main("client", "--port", port, "--timeout", "1000000", "hello")
+        self.assertEqual((status, out), (0, "olleh\n"))
+        for command in ("client", "ping"):
+            status, out, err = self.main(command, "--help")
+            self.assertEqual((status, err), (0, ""))
+            self.assertRegex(out, r"(?s)--timeout SECONDS.*\(default:\s+10\)")
+        self.assertNotEqual(self.main("client", "--port", "65535", "hello")[0], 2)
 
     def test_interrupt(self):
         for arguments in (["hello"], []):
@@ -2072,16 +2416,8 @@ class CommandLineTest(ServerCase):
         for arguments, status, why in (
             (["--port", port], 1, b"revecho: 127.0.0.1:%s: .*in use" % port.encode()),
             (["--port", "0", "--host", "no.such.host.invalid"], 1, rb"revecho: no\.such\.host"),
-            (["--port", "70000"], 2, b"revecho: .*port must be 0-65535"),
-            (["--port", "-1"], 2, b"revecho: .*port must be 0-65535"),
-            (["--max-connections", "0"], 2, b"revecho: .*max_connections must be from 1 to "),
-            (["--max-line", "-5"], 2, b"revecho: .*max_line must be from 1 to "),
-            (["--idle-timeout", "-1"], 2, b"revecho: .*idle_timeout must be from 0 to "),
-            (["--grace", "nan"], 2, b"revecho: .*grace must be from 0 to "),
         ):
             self.assert_done(self.run_revecho("server", *arguments), b"", status, why)
-        for arguments in (["-q", "-v"], ["--port", "x"], ["extra"]):
-            self.assertEqual(self.run_revecho("server", *arguments).returncode, 2)
 
     def test_version_and_help(self):
         done = self.run_revecho("--version")
@@ -2145,20 +2481,224 @@ class CommandLineTest(ServerCase):
                     self.assertIn("connected", process.stderr.read())
 
 
+class CheckTest(CommandLineCase):
+    """client --check"""
+
+    def test_good_path(self):
+        port = self.serve().server_address[1]
+        status, out, err = self.main("client", "--check", "--port", port, "\ra", "né", "level")
+        self.assertEqual((status, out, err), (0, "a\r\nén\nlevel\n", ""))
+        lines = b"".join(b"line %d\r\n \xc3\xa9\xff\n" % number for number in range(20_000))
+        endings = (b"", b"end", b" :rorre", b"\r")
+        clients = [self.start_client("--check", port=port) for _ in endings]
+        for ending, client in zip(endings, clients):
+            out, err = client.communicate(lines + ending, LIMIT)
+            self.assertEqual((out, err), (revecho.reverse_lines(lines + ending), b""))
+            self.assertEqual(client.returncode, 0)
+
+    def test_messages(self):
+        for serve, timeout, message in bad_paths(self.serve()):
+            port = self.stack(other_server(serve))[1]
+            arguments = ("--port", port, "--timeout", timeout, "hello")
+            with self.subTest(message):
+                status, _, err = self.main("client", "--check", *arguments)
+                self.assertEqual(status, 1)
+                self.assertRegex(err, rf"\Arevecho: 127\.0\.0\.1:{port}: .*{message}.*\n\Z")
+
+    def test_filter(self):
+        """The first line on which the reply differs, and all before it are printed."""
+        server = self.serve()
+
+        def wrong(number, change):  # the reply to one line of many
+            def back(replies):
+                lines = replies.splitlines(True)
+                lines[number - 1] = change(lines[number - 1])
+                return b"".join(lines)
+
+            return relay(server, back=back)
+
+        lines = b"".join(b"line %d\n" % number for number in range(1, 10))
+        cases = []
+        for serve, message in (
+            (wrong(1, flip), "not the reverse at byte 1, line 1: "),
+            (wrong(3, flip), r"not the reverse at byte 15, line 3: '2 enil\\n' came, '3 enil\\n' "),
+            (wrong(9, lambda _: b"9 enix\n"), "not the reverse at byte 62, line 9: "),
+            (wrong(2, lambda _: b"line 2\n"), "an echo at byte 8, line 2: 'line 2"),
+            (wrong(2, lambda _: b"2 eni\nl"), "not the reverse at byte 13, line 2: "),
+            (wrong(2, lambda _: b""), "not the reverse at byte 8, line 2: '3 enil"),
+            (wrong(9, lambda _: b"error: no\n"), "error: no; bytes left unanswered: 7"),
+            (relay(server, there=flip), "not the reverse at byte 6, line 1: "),
+            (mirror, "an echo at byte 1, line 1: 'line 1"),
+            (answer_with(b"0" * 1000), "more came than the reply: '00000"),
+            (answer_with(b"0" * 10), "the connection ended; .*: 53, only '0{10}' came"),
+        ):
+            port = self.stack(other_server(serve))[1]
+            client = self.start_client("--check", "--timeout", "5", port=port)
+            cases.append((port, client, message))
+        for port, client, message in cases:
+            with self.subTest(message):
+                _, err = client.communicate(lines, LIMIT)
+                self.assertEqual(client.returncode, 1)
+                self.assertRegex(
+                    err.decode(), rf"\Arevecho: 127\.0\.0\.1:{port}: {message}.*\n\Z"
+                )
+
+    def test_filter_of_a_line_that_is_not_finished(self):
+        """What comes back before the line has been sent is no reply."""
+        port = self.stack(other_server(mirror))[1]
+        client = self.start_client("--check", port=port)
+        client.stdin.write(b"hel")
+        client.stdin.flush()
+        self.assertEqual(client.wait(LIMIT), 1)
+        self.assertRegex(client.stderr.read(), rb"more came than the reply: 'hel'\n\Z")
+        with other_server(lambda it: receive(it) and it.sendall(b"hello")) as (_, port):
+            done = self.run_client("--check", port=port, stdin=b"hello")
+        self.assert_done(done, b"hello", 1, b"an echo at byte 1, line 1: 'hello' came, 'olleh' ")
+
+
+class PingTest(CommandLineCase):
+    def setUp(self):
+        super().setUp()
+        self.addCleanup(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+
+    def ping(self, port, *options):
+        return self.main("ping", "--port", port, "--interval", "0", *options)
+
+    def test_good_path(self):
+        port = self.serve().server_address[1]
+        for options, size in (((), 64), (("--size", "2"), 2), (("--size", "65536"), 65536)):
+            status, out, err = self.ping(port, "--count", "3", *options)
+            self.assertEqual((status, err), (0, ""))
+            probes = "".join(
+                rf"127\.0\.0\.1:{port}: seq={number} {size} bytes reversed, "
+                r"connect=\d+\.\d\d ms reply=\d+\.\d\d ms\n"
+                for number in (1, 2, 3)
+            )
+            three = r"\d+\.\d\d/\d+\.\d\d/\d+\.\d\d ms\n"
+            self.assertRegex(
+                out,
+                rf"\A{probes}\n--- 127\.0\.0\.1:{port} ---\n3 sent, 3 reversed, 0 failed\n"
+                rf"connect min/median/max = {three}reply min/median/max = {three}\Z",
+            )
+
+    def test_each_line_is_another(self):
+        lines = []
+
+        class Handler(revecho.ReverseHandler):
+            def respond(self, received):
+                lines.append(received)
+                return super().respond(received)
+
+        port = self.serve(Handler).server_address[1]
+        self.assertEqual(self.ping(port, "--count", "50", "--size", "2")[0], 0)
+        for line in lines:
+            self.assertRegex(line, rb"\A[!-~]{2}\n\Z")
+            self.assertNotEqual(line[0], line[1])
+        self.assertGreater(len(set(lines)), 25)
+
+    def test_slow_path(self):
+        def slow(reply):
+            time.sleep(0.1)
+            return reply
+
+        port = self.stack(other_server(relay(self.serve(), back=slow)))[1]
+        status, out, _ = self.ping(port, "--count", "1")
+        connect, reply = map(float, re.search("connect=(.*) ms reply=(.*) ms", out).groups())
+        self.assertEqual(status, 0)
+        self.assertGreaterEqual(reply, 100)
+        self.assertLess(connect, 100)
+
+    def test_bad_paths(self):
+        limited = self.serve(max_line=63)
+        cases = (
+            *bad_paths(self.serve()),
+            (relay(limited), LIMIT, "error: line longer than 63 bytes; bytes left unanswered: 65"),
+            (relay(self.serve(), back=lambda it: it + b"x"), LIMIT, "more than one line came: "),
+        )
+        for serve, timeout, message in cases:
+            port = self.stack(other_server(serve))[1]
+            with self.subTest(message):
+                status, out, err = self.ping(port, "--count", "1", "--timeout", timeout)
+                self.assertEqual((status, err), (1, ""))
+                self.assertRegex(
+                    out,
+                    rf"\A127\.0\.0\.1:{port}: seq=1 failed: .*{message}.*\n\n---.*\n"
+                    r"1 sent, 0 reversed, 1 failed\n\Z",
+                )
+
+    def test_nobody_listens(self):
+        for options in ((), ("--host", "no.such.host.invalid"), ("--host", "x" * 64)):
+            status, out, err = self.ping(free_port(), "--count", "2", *options)
+            self.assertEqual((status, err), (1, ""))
+            self.assertRegex(out, r"seq=2 failed: not connected: .*\n\n.*\n2 sent, 0 reversed")
+
+    def test_full_server(self):
+        server = self.serve(max_connections=1)
+        first = self.connect(server, b"hello\n")
+        receive(first, 6)
+        once = ("--count", "1", "--timeout", "0.05")
+        _, out, _ = self.ping(server.server_address[1], *once)
+        self.assertIn("seq=1 failed: no reply within 0.05 s\n", out)
+        first.close()
+        self.assertEqual(self.ping(server.server_address[1], "--count", "1")[0], 0)
+        _, out, _ = self.ping(self.stack(crowded_listener())[1], *once)
+        self.assertIn("seq=1 failed: not connected within 0.05 s\n", out)
+
+    def test_a_failure_does_not_end_it(self):
+        good = relay(self.serve())
+        port = self.stack(other_server(by_turns(good, mirror, good, good)))[1]
+        status, out, _ = self.ping(port, "--count", "4")
+        self.assertEqual(status, 1)
+        self.assertEqual(re.findall(r"seq=(\d) (\w+)", out)[1], ("2", "failed"))
+        self.assertIn("4 sent, 3 reversed, 1 failed\n", out)
+
+    def test_signals(self):
+        """A probe that is under way does not count."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            waiting = threading.Event()
+
+            def wait(connection, waiting=waiting):
+                return connection.recv(1) and not waiting.set()
+
+            port = self.stack(other_server(by_turns(relay(self.serve()), wait)))[1]
+            client = self.start_client("--interval", "0.001", port=port, command="ping")
+            self.assertRegex(client.stdout.readline(), rb"seq=1 64 bytes reversed")  # at once
+            waiting.wait(LIMIT)
+            client.send_signal(number)
+            out, err = client.communicate(timeout=LIMIT)
+            self.assertRegex(out, rb"\A\n--- .*\n1 sent, 1 reversed, 0 failed\n")
+            self.assertEqual((client.returncode, err), (0, b""))
+
+    def test_signal_before_anything_came_back(self):
+        waiting = threading.Event()
+        port = self.stack(other_server(lambda it: it.recv(1) and not waiting.set()))[1]
+        client = self.start_client(port=port, command="ping")
+        waiting.wait(LIMIT)
+        client.send_signal(signal.SIGINT)
+        out, err = client.communicate(timeout=LIMIT)
+        self.assertRegex(out, rb"\A\n--- .*\n0 sent, 0 reversed, 0 failed\n\Z")
+        self.assertEqual((client.returncode, err), (1, b""))
+
+    def test_interval(self):
+        port = self.serve().server_address[1]
+        start = time.monotonic()
+        self.assertEqual(self.ping(port, "--count", "3", "--interval", "0.1")[0], 0)
+        self.assertGreaterEqual(time.monotonic() - start, 0.2)
+
+
 class PromptTest(ServerCase):
     """The client at a terminal."""
 
-    def start(self, *arguments):
+    def start(self, *arguments, before=(), **keywords):
         ours, theirs = pty.openpty()
+        files = {"stdin": theirs, "stdout": theirs, "stderr": theirs, **keywords}
         client = self.stack(
             subprocess.Popen(
-                [sys.executable, *PROGRAM, "client", *arguments],
+                [*before, sys.executable, *PROGRAM, "client", *arguments],
                 cwd=HERE,
-                stdin=theirs,
-                stdout=theirs,
-                stderr=theirs,
                 start_new_session=True,
                 env={**os.environ, "TERM": "dumb"},
+                **files,
             )
         )
         self.addCleanup(client.kill)
@@ -2173,6 +2713,10 @@ class PromptTest(ServerCase):
             self.assertTrue(select.select([self.terminal], [], [], LIMIT)[0], shown)
             shown += self.terminal.read(1)
         return shown
+
+    def type(self, line):
+        self.terminal.write(line + b"\n")
+        self.expect(line + b"\r\n")
 
     def rest(self):
         shown = b""
@@ -2193,35 +2737,71 @@ class PromptTest(ServerCase):
             ("añ".encode(), "ña\r\n".encode()),
         ):
             self.expect(b"> ")
-            self.terminal.write(typed + b"\n")
-            self.expect(typed + b"\r\n")
+            self.type(typed)
             self.expect(shown)
-        self.expect(b"> ")
-        for connection in list(server.connections):  # as if the person had thought for too long
-            connection.shutdown(socket.SHUT_RDWR)
-        self.terminal.write(b"still here\n")
-        self.expect(b"ereh llits\r\n")
         self.expect(b"> ")
         self.terminal.write(b"\x04")
         self.assertEqual(self.rest(), b"\n")
         self.assertEqual(client.wait(LIMIT), 0)
+
+    def test_a_line_that_fails(self):
+        """It is told in one line, and the prompt goes on; with --check it ends."""
+        server = self.serve(max_line=10)
+        paths = by_turns(lambda _: None, relay(server), relay(server), mirror)
+        port = self.stack(other_server(paths))[1]
+        client = self.start("--check", "--port", str(port))
+        self.expect(b"> ")
+        for typed, shown in (
+            (b"x" * 11, b"error: line longer than 10 bytes; bytes left unanswered: 12\r\n"),
+            (b"hello", b"olleh\r\n"),
+        ):
+            self.type(typed)
+            self.expect(shown)
+            self.expect(b"> ")
+        self.type(b"hello")
+        self.assertRegex(self.rest(), rb"\Ahello\nrevecho: .*: an echo at byte 1: .*\n\Z")
+        self.assertEqual(client.wait(LIMIT), 1)
 
     def test_interrupt(self):
         for arguments in ((), ("--ask", "hello")):
             client = self.start("--port", str(self.serve().server_address[1]), *arguments)
             self.expect(b"? " if arguments else b"> ")
             client.send_signal(signal.SIGINT)
-            while not select.select([self.terminal], [], [], 2)[0]:
+            while not select.select([self.terminal], [], [], 0.5)[0]:
                 client.send_signal(signal.SIGINT)  # readline can miss one just after its prompt
             self.assertEqual(self.rest(), b"\n")
             self.assertEqual(client.wait(LIMIT), 130)
 
     def test_nobody_listens(self):
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            port = str(listener.getsockname()[1])
-        client = self.start("--port", port)
-        self.assertEqual(self.rest(), f"revecho: 127.0.0.1:{port}: Connection refused\n".encode())
+        port = free_port()
+        client = self.start("--port", str(port))
+        self.assertRegex(self.rest(), rb"\Arevecho: 127.0.0.1:%d: not connected: .*\n\Z" % port)
         self.assertEqual(client.wait(LIMIT), 1)
+
+    def test_standard_output_in_a_file(self):
+        """Then it is a filter, and the question of --ask goes to standard error."""
+        port = str(self.serve().server_address[1])
+        client = self.start("--port", port, stdout=subprocess.PIPE)
+        self.type(b"hello")
+        self.assertEqual(client.stdout.readline(), b"olleh\n")
+        self.terminal.write(b"\x04")
+        self.assertEqual((client.stdout.read(), client.wait(LIMIT)), (b"", 0))
+        client = self.start("--port", port, "--ask", "hello", stdout=subprocess.PIPE)
+        self.expect(b"(y/n)? ")
+        self.type(b"n")
+        self.assertEqual((client.stdout.read(), client.wait(LIMIT)), (b"olleh\n", 0))
+
+    def test_standard_error_closed(self):
+        """A prompt like any other."""
+        port = str(self.serve().server_address[1])
+        client = self.start("--port", port, before=("sh", "-c", 'exec "$@" 2>&-', "sh"))
+        self.expect(b"> ")
+        self.type(b"hello")
+        self.expect(b"olleh\r\n")
+        self.expect(b"> ")
+        self.terminal.write(b"\x04")
+        self.rest()
+        self.assertEqual(client.wait(LIMIT), 0)
 
 
 def netcat():
