@@ -736,25 +736,18 @@ def stream(
 def _stream(
     source: BinaryIO, sink: BinaryIO, unanswered: _Unanswered, host: str, port: int, timeout: float
 ) -> int:
-    with _Connection(host, port, timeout) as connection, _reading(source) as feed:
-        _exchange(connection, feed, sink, unanswered)
-    return unanswered.answered
-
-
-def _exchange(
-    connection: _Connection, feed: socket.socket, sink: BinaryIO, unanswered: _Unanswered
-) -> None:
-    """Send what comes from *feed* and write what comes back, until all of it is answered."""
     unsent = memoryview(b"")
     with contextlib.ExitStack() as stack:
-        send, read, receive = (stack.enter_context(selectors.DefaultSelector()) for _ in range(3))
-        send.register(connection, selectors.EVENT_READ | selectors.EVENT_WRITE)
-        receive.register(connection, selectors.EVENT_READ)
-        read.register(connection, selectors.EVENT_READ)
-        read.register(feed, selectors.EVENT_READ)
-        while unsent or unanswered.owed or feed in read.get_map():
-            selector = send if unsent else read if unanswered.owed < _LARGE else receive
-            ready = selector.select(connection.timeout if unsent or unanswered.owed else None)
+        connection = stack.enter_context(_Connection(host, port, timeout))
+        feed = stack.enter_context(_reading(source))
+        to_read, to_send, full = (stack.enter_context(selectors.DefaultSelector()) for _ in "123")
+        to_read.register(feed, selectors.EVENT_READ)
+        to_read.register(connection.socket, selectors.EVENT_READ)
+        to_send.register(connection.socket, selectors.EVENT_READ | selectors.EVENT_WRITE)
+        full.register(connection.socket, selectors.EVENT_READ)
+        while unsent or unanswered.owed or feed in to_read.get_map():
+            selector = to_send if unsent else to_read if unanswered.owed < _LARGE else full
+            ready = selector.select(timeout if unsent or unanswered.owed else None)
             if not ready:
                 raise connection.late(unanswered.came)
             for key, events in ready:
@@ -763,9 +756,10 @@ def _exchange(
                     unanswered.add(data)
                     unsent = memoryview(data)
                     if not data:
-                        read.unregister(feed)
-                        if unanswered.finish():  # else not: relays may take it for the whole end
-                            connection.finish()
+                        to_read.unregister(feed)
+                        # Only then: to many relays the end of one side is the end of both.
+                        if unanswered.finish():
+                            _shut(connection.socket, socket.SHUT_WR)
                 elif events & selectors.EVENT_READ:
                     data = connection.receive()
                     if not data:
@@ -774,6 +768,7 @@ def _exchange(
                     unanswered.answer(data)
                 else:
                     unsent = unsent[connection.send(unsent) :]
+    return unanswered.answered
 
 
 @contextlib.contextmanager
@@ -839,9 +834,6 @@ class _Connection:
     def __exit__(self, *_: object) -> None:
         self.socket.close()
 
-    def fileno(self) -> int:
-        return self.socket.fileno()
-
     def ask(self, line: bytes) -> bytes:
         """Send a line and return the line that comes back."""
         reply = bytearray()
@@ -873,10 +865,6 @@ class _Connection:
             self.end = "the connection was reset"
             return len(data)
 
-    def finish(self) -> None:
-        """End our side."""
-        _shut(self.socket, socket.SHUT_WR)
-
     def receive(self) -> bytes:
         """Receive what there is; nothing at the end."""
         try:
@@ -886,14 +874,14 @@ class _Connection:
             return b""
 
     def late(self, came: bytes | bytearray) -> TimeoutError:
-        only = f", only {_quote(came)}" if came else ""
-        return TimeoutError(f"no {'whole ' * bool(came)}reply within {self.timeout:g} s{only}")
+        what = f"no end of the reply {_quote(came)}" if came else "no reply"
+        return TimeoutError(f"{what} within {self.timeout:g} s")
 
     def ended(self, sent: bytes | bytearray, came: bytes | bytearray) -> ReplyError:
         if not sent:
             return ReplyError(f"{self.end} before the input did")
+        left = max(len(sent) - len(came), 1)  # the ending at least
         only = f", only {_quote(came)} came" if came else ""
-        left = max(len(sent) - len(came), 1)
         return ReplyError(f"{self.end}; bytes left unanswered: {left}{only}")
 
 
@@ -926,9 +914,9 @@ class _Unanswered:
         whole = self.came.rfind(b"\n") + 1 if b"\n" in data else 0
         if len(self.came) == self.owed == len(self.sent) and not self.sent.endswith(b"\n"):
             whole = self.owed  # of a last line without an ending
-        if self.check or b"error: " in self.came:
+        if self.check or self.came.find(b"error: ", 0, whole) >= 0:
             self.compare(bytes(self.came[:whole]))
-        rest = bytes(self.came[whole : whole + 7])
+        rest = self.came[whole : whole + 7]
         room = _BLOCK if b"error: ".startswith(rest) else 0  # the rest of an error is to come
         if whole > self.owed or len(self.came) > self.owed + room:
             raise ReplyError(f"more came than the reply: {_quote(self.came)}")
@@ -937,6 +925,7 @@ class _Unanswered:
         del self.came[:whole], self.sent[:whole]
 
     def compare(self, replies: bytes) -> None:
+        """Raise a ReplyError at the first reply that is an error or, where that counts, wrong."""
         lines = bytes(self.sent[: len(replies)])
         if replies == reverse_lines(lines):
             self.lines += lines.count(b"\n")
@@ -963,7 +952,7 @@ def _check(line: bytes, reply: bytes, before: int = 0, where: str = "") -> None:
 
 
 def _refusal(reply: bytes | bytearray, unanswered: int) -> ReplyError:
-    why = reply.partition(b"\n")[0].decode("utf-8", "replace")
+    why = reply[:200].partition(b"\n")[0].decode("utf-8", "replace")
     return ReplyError(f"{why}; bytes left unanswered: {unanswered}")
 
 
@@ -1155,10 +1144,26 @@ def _talk(args: argparse.Namespace) -> int:
         _prompt(args)
     else:
         _require(sys.stdin, "standard input")
-        with open(0, "rb", 0, closefd=False) as source, open(1, "wb", 0, closefd=False) as sink:
+        with open(0, "rb", 0, closefd=False) as source, _Output(1, "w", closefd=False) as sink:
             unanswered = _Unanswered(args.check)
             _stream(source, sink, unanswered, args.host, args.port, args.timeout)
     return 0
+
+
+class _Output(io.FileIO):
+    def write(self, data: Any) -> int:
+        with _writing():
+            return super().write(data)
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    """Let an error of standard output not pass for one of the connection."""
+    try:
+        yield
+    except OSError as error:
+        error.strerror = f"standard output: {error.strerror}"
+        raise
 
 
 def _prompt(args: argparse.Namespace) -> None:
@@ -1182,7 +1187,8 @@ def _say(args: argparse.Namespace) -> None:
 
 
 def _show(text: str, reply: str, check: bool) -> None:
-    print(reply, flush=True)
+    with _writing():
+        print(reply, flush=True)
     if check:
         _check(_encode(text), _encode(reply))
 
@@ -1210,7 +1216,7 @@ def _ping(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # to sum up as after Ctrl-C
     address = _address((args.host, args.port))
     probes: list[tuple[float, float] | None] = []  # milliseconds; None for a failure
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt), _writing():
         for number in itertools.islice(itertools.count(1), args.count):
             started = time.monotonic()
             try:

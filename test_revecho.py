@@ -1776,7 +1776,7 @@ def bad_paths(server):
         (relay(server, back=flip), LIMIT, "not the reverse at byte 1"),
         (answer_with(b"00000\n"), LIMIT, r"not the reverse at byte \d+: '00000\\n' came"),
         (answer_with(b"00000"), LIMIT, f"the connection ended; {left}.* '00000' came"),
-        (answer_with(b"00000", stay=True), 0.05, r"no whole reply within 0\.05 s, only '00000'"),
+        (answer_with(b"00000", stay=True), 0.05, r"no end of the reply '00000' within 0\.05 s"),
         (relay(server, back=lambda reply: reply[:-2]), LIMIT, f"the connection ended; {left}2"),
         (never_answer, 0.05, r"no reply within 0\.05 s"),
         (lambda _: None, LIMIT, f"the connection (ended|was reset); {left}"),
@@ -1862,7 +1862,7 @@ class ClientTest(ServerCase):
         ):
             for serve, message in (
                 (never_answer, r"^no reply within 0\.05 s$"),
-                (answer_with(b"oll", stay=True), r"^no whole reply within 0\.05 s, only 'oll'$"),
+                (answer_with(b"oll", stay=True), r"^no end of the reply 'oll' within 0\.05 s$"),
             ):
                 address = self.stack(other_server(serve))
                 with self.assertRaisesRegex(TimeoutError, message):
@@ -2314,8 +2314,9 @@ class CommandLineTest(CommandLineCase):
                 for command, *arguments in (["client"], ["client", "a", "b"], ["ping"])
             ]
             for client in clients:
-                client.communicate(b"hello\n", LIMIT)
+                _, err = client.communicate(b"hello\n", LIMIT)
                 self.assertEqual(client.returncode, 1)
+                self.assertRegex(err, rb"\Arevecho: .*: standard output: No space left .*\n\Z")
 
     def test_failures(self):
         port = free_port()
