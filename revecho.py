@@ -740,6 +740,7 @@ def _stream(
     with contextlib.ExitStack() as stack:
         connection = stack.enter_context(_Connection(host, port, timeout))
         feed = stack.enter_context(_reading(source))
+        # To wait for input, for room to send, or for neither; and each time for replies.
         to_read, to_send, full = (stack.enter_context(selectors.DefaultSelector()) for _ in "123")
         to_read.register(feed, selectors.EVENT_READ)
         to_read.register(connection.socket, selectors.EVENT_READ)
@@ -886,46 +887,44 @@ class _Connection:
 
 
 class _Unanswered:
-    """Counts, or checks, the replies to the lines that are sent in a stream."""
+    """What has been sent in a stream and is not answered yet."""
 
     def __init__(self, check: bool = False) -> None:
-        self.check = check  # not only the length of the replies
-        self.sent = bytearray()  # and not answered
-        self.owed = 0  # of these bytes: those of whole lines
-        self.came = bytearray()  # the beginning of a reply
+        self.check = check  # every byte of a reply, not only its length?
+        self.sent = bytearray()
+        self.owed = 0  # bytes of that for which a reply is owed: finished lines
+        self.came = bytearray()  # the beginning of the reply to the first line
         self.answered = 0  # bytes
-        self.lines = 0  # answered and checked
+        self.lines = 0  # compared and found right
 
     def add(self, data: bytes) -> None:
-        """Note what is being sent."""
+        """Take what is going to be sent."""
         if b"\n" in data:
             self.owed = len(self.sent) + data.rindex(b"\n") + 1
         self.sent += data
 
     def finish(self) -> bool:
-        """Note that no more will be sent; return whether that ends a line."""
-        ends_line = self.owed < len(self.sent)
-        self.owed = len(self.sent)
-        return ends_line
+        """Take it that no more will be sent; return whether that finishes a line."""
+        finishes, self.owed = self.owed < len(self.sent), len(self.sent)
+        return finishes
 
     def answer(self, data: bytes) -> None:
-        """Take what has come for the replies, or raise a ReplyError if it cannot be that."""
+        """Take what has come; raise a ReplyError if it is not a reply."""
         self.came += data
         whole = self.came.rfind(b"\n") + 1 if b"\n" in data else 0
         if len(self.came) == self.owed == len(self.sent) and not self.sent.endswith(b"\n"):
-            whole = self.owed  # of a last line without an ending
+            whole = self.owed  # the last line has no ending, and so its reply
         if self.check or self.came.find(b"error: ", 0, whole) >= 0:
             self.compare(bytes(self.came[:whole]))
-        rest = self.came[whole : whole + 7]
-        room = _BLOCK if b"error: ".startswith(rest) else 0  # the rest of an error is to come
-        if whole > self.owed or len(self.came) > self.owed + room:
+        may_be_error = b"error: ".startswith(self.came[whole : whole + 7])  # cut by TCP
+        if whole > self.owed or len(self.came) > self.owed + may_be_error * _BLOCK:
             raise ReplyError(f"more came than the reply: {_quote(self.came)}")
         self.answered += whole
         self.owed -= whole
         del self.came[:whole], self.sent[:whole]
 
     def compare(self, replies: bytes) -> None:
-        """Raise a ReplyError at the first reply that is an error or, where that counts, wrong."""
+        """Raise a ReplyError at the first reply that is an error or, if that matters, wrong."""
         lines = bytes(self.sent[: len(replies)])
         if replies == reverse_lines(lines):
             self.lines += lines.count(b"\n")
@@ -941,14 +940,16 @@ class _Unanswered:
 
 
 def _check(line: bytes, reply: bytes, before: int = 0, where: str = "") -> None:
-    """Raise a ReplyError that says how *reply* is not the reverse of *line*, if it is not."""
+    """Raise a ReplyError if *reply*, after so many bytes, is not the reverse of *line*."""
     due = reverse_lines(line)
     if reply != due:
         kind = "an echo" if reply == line else "not the reverse"
-        at = next((at for at, (a, b) in enumerate(zip(reply, due)) if a != b), len(reply))
-        came, missed = (_quote(data[max(at - 8, 0) :]) for data in (reply, due))
-        byte = before + at + 1
-        raise ReplyError(f"{kind} at byte {byte}{where}: {came} came, {missed} should have come")
+        pairs = enumerate(itertools.zip_longest(reply, due))
+        at = next(at for at, (a, b) in pairs if a != b)
+        where = f"at byte {before + at + 1}{where}"
+        shown = slice(max(at - 8, 0), None)
+        came, expected = _quote(reply[shown]), _quote(due[shown])
+        raise ReplyError(f"{kind} {where}: {came} came, {expected} should have come")
 
 
 def _refusal(reply: bytes | bytearray, unanswered: int) -> ReplyError:

@@ -2555,6 +2555,10 @@ class CheckTest(CommandLineCase):
         with other_server(lambda it: receive(it) and it.sendall(b"hello")) as (_, port):
             done = self.run_client("--check", port=port, stdin=b"hello")
         self.assert_done(done, b"hello", 1, b"an echo at byte 1, line 1: 'hello' came, 'olleh' ")
+        with other_server(lambda it: receive(it) and it.sendall(b"olleh\n")) as (_, port):
+            done = self.run_client("--check", port=port, stdin=b"hello")
+        why = rb"not the reverse at byte 6, line 1: 'olleh\\n' came, 'olleh' should"
+        self.assert_done(done, b"olleh\n", 1, why)
 
 
 class PingTest(CommandLineCase):
