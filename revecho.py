@@ -842,14 +842,13 @@ class _Connection:
             unsent = memoryview(line)
             while unsent:
                 unsent = unsent[self.send(unsent) :]
-            while data := self.receive():
+            while b"\n" not in (data := self.receive()):
                 reply += data
-                if b"\n" in data:
-                    break
+                if not data:
+                    raise self.ended(line, reply)
                 if len(reply) > max(len(line), _LARGE):
                     raise ReplyError(f"a reply without end: {_quote(reply)}")
-            else:
-                raise self.ended(line, reply)
+            reply += data
         except socket.timeout as error:
             raise self.late(reply) from error
         if reply.startswith(b"error: ") and reply != reverse_lines(line):
