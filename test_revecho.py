@@ -1681,7 +1681,6 @@ def other_server(serve):
 
     Yields its address.  Where *serve* returns true the connection is kept open to the end.
     """
-    end = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def accept():
@@ -1701,7 +1700,6 @@ def other_server(serve):
         finally:
             with contextlib.suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)
-            end.set()
             thread.join(LIMIT)
 
 
@@ -1776,7 +1774,7 @@ def bad_paths(server):
         (relay(server, back=flip), LIMIT, "not the reverse at byte 1"),
         (answer_with(b"00000\n"), LIMIT, r"not the reverse at byte \d+: '00000\\n' came"),
         (answer_with(b"00000"), LIMIT, f"the connection ended; {left}.* '00000' came"),
-        (answer_with(b"00000", stay=True), 0.05, r"no end of the reply '00000' within 0\.05 s"),
+        (answer_with(b"00000", stay=True), 0.3, r"no end of the reply '00000' within 0\.3 s"),
         (relay(server, back=lambda reply: reply[:-2]), LIMIT, f"the connection ended; {left}2"),
         (never_answer, 0.05, r"no reply within 0\.05 s"),
         (lambda _: None, LIMIT, f"the connection (ended|was reset); {left}"),
@@ -1857,19 +1855,21 @@ class ClientTest(ServerCase):
 
     def test_timeouts_say_which_step(self):
         for exchange in (
-            lambda *address: revecho.request("hello", *address, timeout=0.05),
-            lambda *address: self.stream(io.BytesIO(b"hello\n"), address, timeout=0.05),
+            lambda timeout, *address: revecho.request("hello", *address, timeout),
+            lambda timeout, *address: self.stream(
+                io.BytesIO(b"hello\n"), address, timeout=timeout
+            ),
         ):
-            for serve, message in (
-                (never_answer, r"^no reply within 0\.05 s$"),
-                (answer_with(b"oll", stay=True), r"^no end of the reply 'oll' within 0\.05 s$"),
+            for manager, timeout, message in (
+                (other_server(never_answer), 0.1, r"^no reply within 0\.1 s$"),
+                (other_server(answer_with(b"oll", stay=True)), 0.3, "^no end of the reply 'oll' "),
+                (crowded_listener(), 0.1, r"^not connected within 0\.1 s$"),
             ):
-                address = self.stack(other_server(serve))
+                address = self.stack(manager)
+                start = time.monotonic()
                 with self.assertRaisesRegex(TimeoutError, message):
-                    exchange(*address)
-            address = self.stack(crowded_listener())
-            with self.assertRaisesRegex(TimeoutError, r"^not connected within 0\.05 s$"):
-                exchange(*address)
+                    exchange(timeout, *address)
+                self.assertGreaterEqual(time.monotonic() - start, timeout)
 
     def test_connection_refused(self):
         with self.assertRaisesRegex(ConnectionRefusedError, "not connected: "):
@@ -1924,11 +1924,11 @@ class ClientTest(ServerCase):
 
     def test_stream_into_a_sink_that_pauses(self):
         """Longer than the timeout, so long that there is no room to send either."""
-        pauses = iter([0.3])
+        pauses = iter([0.4])
         sink = mock.Mock(write=lambda _: time.sleep(next(pauses, 0)))
         lines = b"hello\n" * 2_000_000
         address = self.serve().server_address
-        self.assertEqual(revecho.stream(io.BytesIO(lines), sink, *address, timeout=0.2), len(lines))
+        self.assertEqual(revecho.stream(io.BytesIO(lines), sink, *address, timeout=0.3), len(lines))
 
     def test_stream_into_a_raw_sink(self):
         """One that takes a part of what is written, and one that takes nothing now."""
@@ -1959,7 +1959,7 @@ class ClientTest(ServerCase):
         with open(reading, "rb") as source, open(writing, "wb", 0) as feed:
             thread = threading.Thread(
                 target=lambda: sink.put(
-                    revecho.stream(source, target, *server.server_address, timeout=0.1)
+                    revecho.stream(source, target, *server.server_address, timeout=0.2)
                 )
             )
             thread.start()
@@ -1967,7 +1967,8 @@ class ClientTest(ServerCase):
                 feed.write(part)
                 if answer:
                     self.assertEqual(sink.get(timeout=LIMIT), answer)
-                time.sleep(0.2)
+                if part != b"o\nthree":
+                    time.sleep(0.3)
             feed.close()
             self.assertEqual(sink.get(timeout=LIMIT), b"eerht")
             self.assertEqual(sink.get(timeout=LIMIT), 13)
@@ -2237,7 +2238,7 @@ class CommandLineTest(CommandLineCase):
 
     def test_filter_is_live(self):
         port = self.serve().server_address[1]
-        client = self.start_client("--timeout", "0.5", port=port)
+        client = self.start_client(port=port)
         for line in (b"one\n", b"two\n"):
             client.stdin.write(line)
             client.stdin.flush()
@@ -2261,11 +2262,10 @@ class CommandLineTest(CommandLineCase):
             reading, writing = os.pipe()
             os.close(reading)
             with open(writing, "wb") as stdout:
-                client = self.start_client(*arguments, port=port, command=command, stdout=stdout)
-                with contextlib.suppress(BrokenPipeError):
-                    client.communicate(lines if len(arguments) == 0 else b"", LIMIT)
-                self.assertEqual(client.wait(LIMIT), 0, command)
-                self.assertEqual(client.stderr.read() if not client.stderr.closed else b"", b"")
+                done = self.run_revecho(
+                    command, "--port", str(port), *arguments, stdin=lines, stdout=stdout
+                )
+            self.assertEqual((done.returncode, done.stderr), (0, b""), command)
 
     @unittest.skipUnless(os.name == "posix", "needs a shell")
     def test_standard_streams_closed(self):
@@ -2611,7 +2611,7 @@ class PingTest(CommandLineCase):
         connect, reply = map(float, re.search("connect=(.*) ms reply=(.*) ms", out).groups())
         self.assertEqual(status, 0)
         self.assertGreaterEqual(reply, 100)
-        self.assertLess(connect, 100)
+        self.assertLess(connect, reply)
 
     def test_bad_paths(self):
         limited = self.serve(max_line=63)
