@@ -2212,7 +2212,10 @@ class CommandLineTest(CommandLineCase):
         self.assert_done(self.run_client(port=port, stdin=lines), revecho.reverse_lines(lines))
         self.assert_done(self.run_client(port=port, stdin=b""), b"")
 
-    @unittest.skipUnless(LINUX and GIL, "needs /proc, and an allocator that gives back")
+    @unittest.skipUnless(
+        LINUX and GIL and sys.implementation.name == "cpython",
+        "needs /proc, and the allocator of CPython",
+    )
     def test_filter_holds_what_is_under_way(self):
         """60 MB, checked or not."""
         port = self.serve().server_address[1]
