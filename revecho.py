@@ -746,7 +746,7 @@ def _stream(
         to_read.register(connection.socket, selectors.EVENT_READ)
         to_send.register(connection.socket, selectors.EVENT_READ | selectors.EVENT_WRITE)
         full.register(connection.socket, selectors.EVENT_READ)
-        while unsent or unanswered.owed or feed in to_read.get_map():
+        while unanswered.owed or feed in to_read.get_map():
             selector = to_send if unsent else to_read if unanswered.owed < _LARGE else full
             ready = selector.select(timeout if unsent or unanswered.owed else None)
             if not ready:

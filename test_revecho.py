@@ -1997,9 +1997,10 @@ class ClientTest(ServerCase):
         address = self.serve(max_line=10).server_address
         for line in (b"x" * 11, b"x" * 31, b"x" * 32, b"x" * 33, b"x" * 100_000):
             for ending in (b"", b"\n"):
+                # Of a long line a part may not have been sent when it comes.
+                left = len(line + ending) if len(line) < 100 else r"\d+"
                 with self.assertRaisesRegex(
-                    revecho.ReplyError,
-                    f"^error: line longer than 10 bytes; .*: {len(line + ending)}$",
+                    revecho.ReplyError, f"^error: line longer than 10 bytes; .*: {left}$"
                 ):
                     self.stream(io.BytesIO(b"hello\nyou\n" + line + ending), address)
 
