@@ -1832,7 +1832,8 @@ class ClientTest(ServerCase):
             (b"ollehh", "ended; bytes left unanswered: 1, only 'ollehh' came$"),
             (b"a\nb\n", r"more than one line came: 'a\\nb\\n'$"),
             (b"olleh\nx", r"more than one line came: 'olleh\\nx'$"),
-            (b"x" * 100, r"came$"),
+            (b"x" * 40, "only 'x{40}' came$"),
+            (b"x" * 41, r"only 'x{40}'\.\.\. came$"),
             (b"x" * 70_000_000, r"a reply without end: 'x{40}'\.\.\.$"),
         ):
             with (
@@ -2547,6 +2548,21 @@ class CheckTest(CommandLineCase):
                 self.assertRegex(
                     err.decode(), rf"\Arevecho: 127\.0\.0\.1:{port}: {message}.*\n\Z"
                 )
+
+    def test_filter_counts_from_the_beginning(self):
+        def serve(connection):
+            connection.sendall(revecho.reverse_lines(receive(connection, 10)))
+            mirror(connection)
+
+        port = self.stack(other_server(serve))[1]
+        client = self.start_client("--check", port=port)
+        client.stdin.write(b"hello\nyou\n")
+        client.stdin.flush()
+        self.assertEqual(client.stdout.read(10), b"olleh\nuoy\n")
+        client.stdin.write(b"again\n")
+        client.stdin.flush()
+        self.assertEqual(client.wait(LIMIT), 1)
+        self.assertRegex(client.stderr.read(), rb": an echo at byte 11, line 3: 'again\\n' came")
 
     def test_filter_of_a_line_that_is_not_finished(self):
         """What comes back before the line has been sent is no reply."""
