@@ -2271,6 +2271,12 @@ class CommandLineTest(CommandLineCase):
                     command, "--port", str(port), *arguments, stdin=lines, stdout=stdout
                 )
             self.assertEqual((done.returncode, done.stderr), (0, b""), command)
+        reading, writing = os.pipe()
+        os.close(reading)
+        with open(writing, "wb") as stdout:  # a server has to say where it listens
+            done = self.run_revecho("server", "--quiet", "--port", "0", stdout=stdout)
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(done.stderr, rb"\Arevecho: 127\.0\.0\.1:0: Broken pipe\n\Z")
 
     @unittest.skipUnless(os.name == "posix", "needs a shell")
     def test_standard_streams_closed(self):
@@ -2811,10 +2817,17 @@ class PromptTest(ServerCase):
         self.assertEqual(client.stdout.readline(), b"olleh\n")
         self.terminal.write(b"\x04")
         self.assertEqual((client.stdout.read(), client.wait(LIMIT)), (b"", 0))
+        self.assertEqual(self.rest(), b"")
         client = self.start("--port", port, "--ask", "hello", stdout=subprocess.PIPE)
         self.expect(b"(y/n)? ")
         self.type(b"n")
         self.assertEqual((client.stdout.read(), client.wait(LIMIT)), (b"olleh\n", 0))
+
+    def test_standard_input_of_another_program(self):
+        client = self.start("--port", str(self.serve().server_address[1]), stdin=subprocess.PIPE)
+        client.stdin.write(b"hello\n")
+        client.stdin.close()
+        self.assertEqual((self.rest(), client.wait(LIMIT)), (b"olleh\n", 0))
 
     def test_standard_error_closed(self):
         """A prompt like any other."""
