@@ -1087,6 +1087,8 @@ def _message(text: str) -> str:
 
 
 def _serve(args: argparse.Namespace) -> int:
+    if args.reuse_port and not hasattr(socket, "SO_REUSEPORT"):
+        args.error("--reuse-port is nothing that this system can do")
     ended: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def stop(*_: Any) -> None:
@@ -1099,13 +1101,16 @@ def _serve(args: argparse.Namespace) -> int:
     logging.basicConfig(level=args.level, format="%(asctime)s %(levelname)s %(message)s")
 
     class Server(ReverseServer):
-        allow_reuse_port = args.reuse_port
+        def server_bind(self) -> None:
+            if args.reuse_port:
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            super().server_bind()
 
         def serve_forever(self, poll_interval: float = 0.5) -> None:
             try:
                 super().serve_forever(poll_interval)
             finally:
-                ended.put(None)  # also when the listening socket is broken
+                ended.put(None)  # if nobody has stopped it, the listening socket is broken
 
     with running_server(
         (args.host, args.port),

@@ -2478,6 +2478,22 @@ class CommandLineTest(CommandLineCase):
             done = self.run_client("--host", "::1", "hello", port=address[1])
             self.assert_done(done, b"olleh\n")
 
+    def test_server_with_a_broken_listener(self):
+        program = """if True:
+            import socket, sys
+            import revecho
+            class Broken(revecho.ReverseServer):
+                def server_activate(self):
+                    super().server_activate()
+                    self.socket.shutdown(socket.SHUT_RDWR)
+            revecho.ReverseServer = Broken
+            sys.exit(revecho.main(["server", "--port", "0", "-q"]))
+        """
+        command = [sys.executable, "-W", "error", "-c", program]
+        done = subprocess.run(command, cwd=HERE, capture_output=True, timeout=LIMIT, check=False)
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(done.stderr, rb"\Arevecho: 127\.0\.0\.1:0: [^\n]+\n\Z")
+
     @unittest.skipUnless(hasattr(socket, "SO_REUSEPORT") and LINUX, "needs SO_REUSEPORT")
     def test_reuse_port(self):
         with running_process("--reuse-port", stderr=subprocess.PIPE) as (one, address):
