@@ -585,7 +585,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
             self.connections.end(_STOPPING)
             self.connections.wait(lambda: not self.connections, end - time.monotonic())
             self.connections.end(_STOPPING)  # the second time, it cuts
-            self._workers.end(end + 1)  # and leaves a respond() behind that hangs
+            self._workers.end(end + self.look_interval)  # a respond() that hangs is left behind
 
     def _stop_listening(self) -> None:
         """Have serve_forever() end, accept those who wait in the listen queue, close the socket."""

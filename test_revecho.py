@@ -1287,7 +1287,7 @@ class LimitsTest(ServerCase):
         """The error reaches it, as at the other limit."""
 
         class Patient(Handler):
-            drain_quiet = 1
+            drain_quiet = 0.5
 
         server = self.serve(Patient)
         connection = self.connect(server, b"half")
@@ -1412,8 +1412,8 @@ class ExhaustionTest(ServerCase):
                     resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (limit, limit))
                 waiting = crowd()
                 before = processor_seconds(process.pid)
-                time.sleep(1)
-                self.assertLess(processor_seconds(process.pid) - before, 0.3)  # it does not spin
+                time.sleep(0.5)
+                self.assertLess(processor_seconds(process.pid) - before, 0.2)  # it does not spin
                 while waiting:
                     for connection in until(lambda: select.select(waiting, [], [], 1)[0]):
                         self.assertEqual(receive(connection, 6), b"olleh\n")
@@ -1549,7 +1549,7 @@ class StoppingTest(ServerCase):
                 time.sleep(0.01)  # so that there is always more
                 return super().respond(lines)
 
-        server = self.serve(Slow, grace=1)
+        server = self.serve(Slow, grace=0.5)
         connection = self.connect(server)
         received = []
         reader = self.on_thread(lambda: received.append(receive(connection)))
