@@ -58,20 +58,23 @@ MAX_LINE = 65536  # bytes, the ending not counted
 IDLE_TIMEOUT = 60.0  # seconds
 GRACE = 5.0  # seconds
 
-_BLOCK = 65536  # bytes asked for in one receive
-_CR = 13  # as a number, which is found in bytes in a quarter of the time
-_IDLE, _STOPPING = "idle", "stopping"  # why the server ends a connection
-# Of the errors of accept, these say that the listening socket is no more, or does not listen ...
-_BROKEN = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
-# ... and these that the system has no room for another connection.  All others are about the one
-# connection that was to be accepted.
-_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # Windows has no poll
-_LARGE = 1 << 26  # bytes that the client holds at most, but for a line that is longer itself
 _LONGEST_WAIT = 1_000_000  # seconds; a socket can wait for little more
-_LETTERS = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_"
+_BOUNDS = {
+    "max_connections": (1, 1_000_000),
+    "max_line": (1, 1 << 30),
+    "idle_timeout": (0, _LONGEST_WAIT),
+    "grace": (0, _LONGEST_WAIT),
+}
+_BLOCK = 65536  # bytes asked for in one receive
 
 log = logging.getLogger("revecho")
+
+
+def _limit(name: str, value: Any) -> Any:
+    least, most = _BOUNDS[name]
+    if not least <= value <= most:
+        raise ValueError(f"{name} must be from {least} to {most}")
+    return value
 
 
 # Reversing: text and bytes, no sockets
@@ -116,7 +119,7 @@ def reverse_lines(lines: bytes) -> bytes:
     >>> reverse_lines(b"one\ntwo\r\nthree")
     b'eno\nowt\r\neerht'
     """
-    if _CR in lines and b"\r\n" in lines:  # to ask for one byte first is 50 times as fast
+    if 13 in lines and b"\r\n" in lines:  # to ask for one byte, as a number, is far faster
         return b"\r\n".join(map(reverse_lines, lines.split(b"\r\n")))
     # To reverse a block and then the order of its lines costs less than to reverse line by line.
     if lines.isascii():
@@ -199,6 +202,9 @@ def _shut(connection: socket.socket, how: int) -> None:
         socket.socket.shutdown(connection, how)  # SSLSocket's own would take the TLS layer away
 
 
+_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # Windows has no poll
+
+
 def _readable(connection: socket.socket) -> bool:
     """Tell whether a receive, or accept, would return at once."""
     with _Selector() as selector:
@@ -207,6 +213,9 @@ def _readable(connection: socket.socket) -> bool:
 
 
 # One connection
+
+
+_IDLE, _STOPPING = "idle", "stopping"  # why the server ends a connection
 
 
 class _EndedError(Exception):
@@ -445,6 +454,12 @@ class _Workers(dict[threading.Thread, "queue.SimpleQueue[Any]"]):
             self._idle.append(inbox)
 
 
+# Of the errors of accept, these say that the listening socket is no more, or does not listen ...
+_BROKEN = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
+# ... and these that the system has no room for one more.  All others are about one connection.
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+
 class _NotAcceptingError(Exception):
     """Ends serve_forever(), which an OSError would not do."""
 
@@ -489,10 +504,10 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         idle_timeout: float = IDLE_TIMEOUT,
         grace: float = GRACE,
     ) -> None:
-        self.max_connections = _limit("max_connections", max_connections, 1, sys.maxsize)
-        self.max_line = _limit("max_line", max_line, 1, sys.maxsize)
-        self.idle_timeout = _limit("idle_timeout", idle_timeout, 0, threading.TIMEOUT_MAX)
-        self.grace = _limit("grace", grace, 0, threading.TIMEOUT_MAX)
+        self.max_connections = _limit("max_connections", max_connections)
+        self.max_line = _limit("max_line", max_line)
+        self.idle_timeout = _limit("idle_timeout", idle_timeout)
+        self.grace = _limit("grace", grace)
         self.connections = _Connections()
         self._workers = _Workers(self.process_request_thread)
         self._accepting, self._closing = threading.Lock(), threading.RLock()
@@ -630,12 +645,6 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         self._crowded_at = time.monotonic()
 
 
-def _limit(name: str, value: Any, least: int, most: float) -> Any:
-    if not least <= value <= most:
-        raise ValueError(f"{name} must be from {least} to {int(most)}")
-    return value
-
-
 @contextlib.contextmanager
 def running_server(
     server_address: tuple[str, int] = (HOST, 0),
@@ -684,6 +693,9 @@ def running_server(
 
 
 # The client
+
+
+_LARGE = 1 << 26  # bytes that the client holds at most, but for a line that is longer itself
 
 
 class ReplyError(ConnectionError):
@@ -1033,14 +1045,14 @@ def _parser() -> argparse.ArgumentParser:
                              help="for connecting and for each reply (default: %(default)g)")
 
     option = server.add_argument
-    option("--max-connections", metavar="N", type=_number(int, 1, 10**6), default=MAX_CONNECTIONS,
-           help="connections at a time; others wait (default: %(default)s)")
-    option("--max-line", metavar="BYTES", type=_number(int, 1, 1 << 30), default=MAX_LINE,
-           help="length of a line (default: %(default)s)")
-    option("--idle-timeout", metavar="SECONDS", type=seconds, default=IDLE_TIMEOUT,
-           help="time without a line answered; 0 for no end (default: %(default)g)")
-    option("--grace", metavar="SECONDS", type=seconds, default=GRACE,
-           help="time to finish in when stopped (default: %(default)g)")
+    for name, kind, unit, default, what in (
+        ("max_connections", int, "N", MAX_CONNECTIONS, "connections at a time; others wait"),
+        ("max_line", int, "BYTES", MAX_LINE, "length of a line"),
+        ("idle_timeout", float, "SECONDS", IDLE_TIMEOUT, "time with no line answered; 0: for ever"),
+        ("grace", float, "SECONDS", GRACE, "time to finish in when stopped"),
+    ):
+        option(f"--{name.replace('_', '-')}", type=_number(kind, *_BOUNDS[name]), metavar=unit,
+               default=default, help=f"{what} (default: %(default)g)")
     option("--reuse-port", action="store_true", help="share the port with other processes")
     loudness = server.add_mutually_exclusive_group()
     loudness.add_argument("-q", "--quiet", dest="level", action="store_const",
@@ -1243,6 +1255,9 @@ def _ping(args: argparse.Namespace) -> int:
         print(f"{name} min/median/max = {figures} ms")
     sys.stdout.flush()
     return 0 if good and len(good) == len(probes) else 1
+
+
+_LETTERS = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_"
 
 
 def _probe(args: argparse.Namespace) -> tuple[float, float]:
