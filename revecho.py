@@ -152,7 +152,6 @@ class _Lines:
 
     def __init__(self, max_line: int) -> None:
         self.max_line = max_line
-        self.block = min(_BLOCK, max_line)  # the most bytes to add at a time
         self.begun = bytearray()  # a line that is not whole yet
 
     def add(self, data: bytes) -> bytes:
@@ -202,11 +201,23 @@ def _shut(connection: socket.socket, how: int) -> None:
         socket.socket.shutdown(connection, how)  # SSLSocket's own would take the TLS layer away
 
 
+def _unacknowledged(connection: socket.socket) -> int:
+    """Return how many bytes the peer has yet to acknowledge; 0 where the system does not tell."""
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+        import termios
+
+        return int.from_bytes(fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    return 0
+
+
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # Windows has no poll
 
 
 def _readable(connection: socket.socket) -> bool:
     """Tell whether a receive, or accept, would return at once."""
+    if connection.fileno() < 0:  # closed: it would fail at once
+        return True
     with _Selector() as selector:
         selector.register(connection, selectors.EVENT_READ)
         return bool(selector.select(0))
@@ -214,32 +225,44 @@ def _readable(connection: socket.socket) -> bool:
 
 # One connection
 
+# Three kinds of threads meet from here on.  One accepts: it runs serve_forever(), and when that has
+# ended, the thread that closes the server takes over.  One serves each connection, and nobody else
+# receives, sends or closes there.  Any other thread may close the server.
 
-_IDLE, _STOPPING = "idle", "stopping"  # why the server ends a connection
+# Three kinds of threads meet from here on.  One accepts: it runs serve_forever(), and when that has
+# ended, the thread that closes the server takes over.  One serves each connection, and nobody else
+# receives, sends or closes there.  Any other thread may close the server.
+
+_IDLE, _STOPPING = "idle", "stopping"  # why the server asks a connection to end
 
 
 class _EndedError(Exception):
-    """The connection broke, or the server ends it; the message says why."""
+    """The connection broke, or the server has asked it to end; the message says why."""
 
 
 class _State:
-    """What other threads must know of a connection, and what they want of it."""
+    """What other threads must know of a connection, and what they want of it.
+
+    Its own thread notes that it may wait in a receive, then looks whether it is asked to end.  Who
+    asks it to end writes that down, then looks whether it may wait, and if so wakes it.  So at
+    least one of the two sees what the other has written, whoever comes first.
+    """
 
     def __init__(self) -> None:
         self.opened_at = time.monotonic()
-        # Written by the connection's own thread alone, which takes no lock for it:
-        self.waiting_since = self.opened_at  # since when the peer keeps us waiting
-        self.receiving = True  # may the thread be inside a receive?
+        # Written by the connection's own thread alone, without a lock:
+        self.idle_since = self.opened_at  # or infinity: it is not the peer that we wait for
+        self.may_wait = True  # in a receive
         # Written by other threads alone, under the lock of _Connections:
-        self.ending = ""  # why the server ends the connection, if it does
-        self.shut = False  # has it ended a receive that was waiting?
+        self.asked = ""  # to end, and why
+        self.woken = False  # by SHUT_RD, after which an empty receive is not the peer's end
 
 
 class ReverseHandler(socketserver.StreamRequestHandler):
     """Answers the lines of one connection, all of it on the connection's own thread.
 
-    Override respond() to answer something else; the limits and the way of stopping stay.  Who
-    overrides handle() instead sees to max_line, and has idle_timeout for the whole connection.
+    Override respond() to answer something else; the limits and the way of stopping stay.  If you
+    override handle() instead, max_line is yours, and idle_timeout limits the whole connection.
     """
 
     server: ReverseServer
@@ -247,10 +270,12 @@ class ReverseHandler(socketserver.StreamRequestHandler):
     disable_nagle_algorithm = True  # a reply shall not wait until the one before is acknowledged
     rbufsize = 0  # nothing here reads from rfile; its buffer would be memory for nothing
     drain_quiet = 0.5  # seconds without input after which a peer is taken to have stopped sending
-    drain_limit = 1 << 30  # bytes dropped, at most, of one that goes on
+    drain_time = 5.0  # seconds, at most, and ...
+    drain_limit = 1 << 30  # ... bytes that are dropped, of one that goes on
     answered = 0  # bytes
-    _why = ""  # the connection ended, if it was not the peer that ended it
-    _settled = False  # is nothing on its way that closing could destroy?
+    _peer_ended = False  # its side
+    _why = ""  # the connection ended, if that was not it
+    _told = False  # has the peer been sent an error?
 
     def __str__(self) -> str:
         return _address(self.client_address)
@@ -270,10 +295,13 @@ class ReverseHandler(socketserver.StreamRequestHandler):
         return reverse_lines(lines)
 
     def setup(self) -> None:
-        """Prepare the connection."""
+        """Prepare for lines.  The server knows the connection already."""
         super().setup()
         self.state = self.server.connections[self.request]
         self._lines = _Lines(self.server.max_line)
+        # Bytes to ask for in one receive: more only of those who send more, as it is memory for
+        # each that waits.
+        self._size = min(1024, self.server.max_line)
         log.info("%s connected", self)
 
     def handle(self) -> None:
@@ -285,20 +313,18 @@ class ReverseHandler(socketserver.StreamRequestHandler):
                 del data, whole  # large, perhaps, and the next ones long in coming
             if last := self._lines.last():
                 self._answer(last)
-            self._settled = True
+            self._peer_ended = True
         except ProtocolError as error:
             self._tell(str(error), error.reply)
         except _EndedError as end:
             self._why = str(end)
-            if self._lines.begun and self.state.ending == _IDLE:
+            if self._lines.begun and self.state.asked == _IDLE:
                 self._tell(f"line not finished within {self.server.idle_timeout:g} seconds")
-            else:
-                self._settled = self.state.shut
 
     def finish(self) -> None:
         """See to it that the last reply arrives."""
         super().finish()
-        if not self._settled:
+        if not self._peer_ended:
             self._drain()
         took, why = time.monotonic() - self.state.opened_at, self._why and f": {self._why}"
         log.info("%s gone after %.1f s, %d bytes answered%s", self, took, self.answered, why)
@@ -306,77 +332,83 @@ class ReverseHandler(socketserver.StreamRequestHandler):
     def _receive(self) -> bytes:
         """Return what the peer sends next; nothing when it has ended its side."""
         state = self.state
-        # Write, then look.  _Connections.end() writes `ending`, then looks at `receiving`; so at
-        # least one of the two threads sees the other's, and no receive waits that should not.
-        state.receiving = True
+        state.may_wait = True  # before the look at `asked`: see _State
         try:
-            if state.ending:
-                if state.ending == _IDLE or time.monotonic() > self.server.deadline:
-                    raise _EndedError(state.ending)
+            if state.asked:
+                if state.asked == _IDLE or time.monotonic() > self.server.deadline:
+                    raise _EndedError(state.asked)
                 self.request.settimeout(0)  # for what has arrived, and no more
-            data = self.request.recv(self._lines.block)
+            data = self.request.recv(self._size)
         except OSError as error:
-            raise _EndedError(state.ending or error.strerror or error) from error
-        state.receiving = False
-        if not data and state.shut:
-            raise _EndedError(state.ending)
+            raise _EndedError(state.asked or error.strerror or error) from error
+        state.may_wait = False
+        if len(data) == self._size:
+            self._size = min(_BLOCK, self.server.max_line)
+        if not data and state.woken:
+            raise _EndedError(state.asked)
         return data
 
     def _answer(self, lines: bytes) -> None:
-        self.state.waiting_since = math.inf  # what respond() takes is not the peer's time
+        self.state.idle_since = math.inf  # what respond() takes is not the peer's time
         reply = self.respond(lines)
         self._send(reply)
         self.answered += len(reply)
 
     def _send(self, data: bytes) -> None:
-        self.state.waiting_since = time.monotonic()  # for the peer to read
+        self.state.idle_since = time.monotonic()  # for the peer to read
         try:
-            if self.state.ending:
-                self.request.settimeout(None)  # see _receive()
+            if self.state.asked:
+                self.request.settimeout(None)  # which _receive() may have set to 0
             self.request.sendall(data)
         except OSError as error:
             raise _EndedError(error.strerror or error) from error
-        self.state.waiting_since = time.monotonic()
+        self.state.idle_since = time.monotonic()
 
     def _tell(self, message: str, reply: bytes = b"") -> None:
-        self._why = message
+        self._why, self._told = message, True
         with contextlib.suppress(_EndedError):  # it may be gone
             self._send(reply + f"error: {message}\n".encode("utf-8", "surrogateescape"))
 
     def _drain(self) -> None:
-        """End our side, then for a while read and drop what the peer still sends.
+        """End our side, and read and drop what the peer still sends until it has all replies.
 
-        To close with input unread would reset the connection, and destroy replies on their way.
+        To close with input unread, or before more comes in, would reset the connection, and destroy
+        replies on their way.
         """
-        server, connection, shut = self.server, self.request, self.state.shut
-        self.state.waiting_since = math.inf  # this has limits of its own
-        deadline, left = time.monotonic() + server.grace, self.drain_limit
-        with contextlib.suppress(OSError):  # the peer is quiet, or gone
-            if not shut:  # with both ways ended, Linux resets the connection at any further input
+        connection, woken = self.request, self.state.woken
+        self.state.idle_since = math.inf  # this has limits of its own
+        heard_at = -math.inf if woken and not self._told else time.monotonic()
+        deadline, left = time.monotonic() + self.drain_time, self.drain_limit
+        with contextlib.suppress(OSError):  # the peer may be gone
+            if not woken:  # with both ways ended, Linux resets the connection at any further input
                 connection.shutdown(socket.SHUT_WR)
-            connection.settimeout(self.drain_quiet)
+            connection.settimeout(self.drain_quiet / 10)
             while left > 0 and time.monotonic() < deadline:
-                if shut:  # and so a receive does not wait
-                    server.connections.wait(lambda: server.stopping, self.drain_quiet)
-                data = connection.recv(_BLOCK)
-                if not data:
+                quiet = time.monotonic() > heard_at + self.drain_quiet
+                if quiet and not _unacknowledged(connection):
                     break
-                left -= len(data)
+                with contextlib.suppress(socket.timeout):
+                    if data := connection.recv(_BLOCK):
+                        heard_at, left = time.monotonic(), left - len(data)
+                    elif woken:
+                        time.sleep(self.drain_quiet / 10)
+                    else:
+                        break
 
 
 # All connections
 
 
 class _Connections(dict[socket.socket, _State]):
-    """The open connections, and the one lock.
+    """The open connections, and the lock that guards them.
 
-    Under it alone is a connection added, shut down by a thread that is not its own, and closed.
+    Only under the lock is a connection added, shut down by a thread that is not its own, or closed.
     So nobody shuts down a descriptor that is another's by now.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.lock = threading.Condition()  # notified when a connection is closed
+        self.lock = threading.Condition()  # notified when one is closed, or the server stops
 
     def close(self, connection: socket.socket) -> None:
         with self.lock:
@@ -387,20 +419,25 @@ class _Connections(dict[socket.socket, _State]):
                 socket.close(descriptor)
             self.lock.notify_all()
 
-    def end(self, why: str, since: float = math.inf) -> None:
-        """End those that have kept us waiting since then; cut those that were to end before."""
+    def ask_to_end(self, why: str, since: float = math.inf) -> None:
+        """Ask those to end whose peers have kept us waiting since then, and wake them."""
         with self.lock:
             for connection, state in self.items():
-                if state.waiting_since > since:
+                if state.idle_since > since:
                     continue
-                if state.ending == why:
+                if state.asked == _IDLE == why:  # at an earlier look: it hangs in a send
                     _shut(connection, socket.SHUT_RDWR)
-                state.ending = why
-                # Now look; see ReverseHandler._receive().  Where something has arrived no receive
-                # waits, and if it was the end of the peer's side, that must not pass for ours.
-                if state.receiving and not _readable(connection):
-                    state.shut = True
+                state.asked = why  # before the look at `may_wait`: see _State
+                # Who has something to receive does not wait, and must be able to tell the end of
+                # the peer's side from being woken.
+                if state.may_wait and not _readable(connection):
+                    state.woken = True
                     _shut(connection, socket.SHUT_RD)
+
+    def cut(self) -> None:
+        with self.lock:
+            for connection in self:
+                _shut(connection, socket.SHUT_RDWR)
 
     def wait(self, condition: Callable[[], bool], seconds: float) -> None:
         """Wait until *condition* holds, but no longer than so many seconds."""
@@ -412,7 +449,7 @@ class _Workers(dict[threading.Thread, "queue.SimpleQueue[Any]"]):
     """The threads that serve connections, each one after the other, and their inboxes.
 
     To start a thread costs more than all else that a short connection needs.  Only the thread that
-    accepts calls these methods; a worker itself does no more than to say that it is idle again.
+    accepts changes anything here, but for a worker that adds itself to those that are idle.
     """
 
     def __init__(self, serve: Callable[[Any, Any], None]) -> None:
@@ -465,7 +502,7 @@ class _NotAcceptingError(Exception):
 
 
 class ReverseServer(socketserver.ThreadingTCPServer):
-    """Serves every connection on a thread of its own, within limits.
+    """Serves each connection on one thread, within limits.
 
     *server_address* is a host and a port; the host is an IPv4 or IPv6 address or a name.  Port 0
     takes any free one; the attribute server_address then tells which.
@@ -479,12 +516,11 @@ class ReverseServer(socketserver.ThreadingTCPServer):
     idle_timeout     seconds that a connection may stay open with no line answered; 0 means for ever
     grace            seconds for finishing what has been received when the server stops
 
-    Raises OSError if it cannot listen there, ValueError for a limit out of range.
-    """
+    len(server.connections) tells how many connections are open.
 
-    # Three kinds of threads meet here.  One accepts, and holds the lock _accepting: that which runs
-    # serve_forever(), then that which closes the server.  One serves each connection, and it alone
-    # receives, sends and closes there.  Any other may close the server.
+    Raises OSError if it cannot listen there, OverflowError for a port and ValueError for a limit
+    out of range.
+    """
 
     server_address: tuple[str, int]  # and two numbers more for IPv6
     allow_reuse_address = os.name == "posix"  # elsewhere it would let another program take the port
@@ -543,13 +579,13 @@ class ReverseServer(socketserver.ThreadingTCPServer):
             self._next_look = now + self.look_interval
             self._workers.end_idle()
             if self.idle_timeout:
-                self.connections.end(_IDLE, now - self.idle_timeout)
+                self.connections.ask_to_end(_IDLE, now - self.idle_timeout)
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection, when there is room and a thread for it; OSError if not."""
         count = len(self.connections)
         if count >= self.max_connections:
-            self._let_wait(count, f"{count} connections are open")
+            self._wait_for_room(count, f"{count} connections are open")
             if len(self.connections) >= self.max_connections:
                 raise BlockingIOError
         try:
@@ -560,7 +596,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
             if number in _BROKEN:
                 raise _NotAcceptingError from error
             if number in _EXHAUSTED:
-                self._let_wait(count, str(error))
+                self._wait_for_room(count, str(error))
             raise BlockingIOError from error
         connection.settimeout(None)  # whatever socket.setdefaulttimeout() says
         return connection, client_address
@@ -590,25 +626,27 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         thread = threading.current_thread()
         if thread is self._acceptor or thread in self._workers:
             raise RuntimeError("server_close() would wait for the thread that calls it")
-        with self._closing:  # who calls it again finds all done, and the deadline over
-            if not self.stopping:
-                self.deadline = time.monotonic() + 0.9 * self.grace  # the rest is for a good end
-                self.stopping = True
+        with self._closing:
+            if self.stopping:  # all done, or a signal's handler has come in between
+                return
+            self.deadline = time.monotonic() + 0.9 * self.grace  # the rest is for a good end
+            self.stopping = True
             end = self.deadline + 0.1 * self.grace
-            if self.socket.fileno() >= 0:
-                self._stop_listening()
-            self.connections.end(_STOPPING)
-            self.connections.wait(lambda: not self.connections, end - time.monotonic())
-            self.connections.end(_STOPPING)  # the second time, it cuts
-            self._workers.end(end + self.look_interval)  # a respond() that hangs is left behind
+            self._stop_listening()
+            while self.connections and time.monotonic() < end:
+                self.connections.ask_to_end(_STOPPING)  # again, for a handle() that does not look
+                pause = min(self.look_interval, end - time.monotonic())
+                self.connections.wait(lambda: not self.connections, pause)
+            self.connections.cut()
+            self._workers.end(end + self.look_interval)  # leaves a respond() that hangs
 
     def _stop_listening(self) -> None:
         """Have serve_forever() end, accept those who wait in the listen queue, close the socket."""
         somebody_waits = _readable(self.socket)
-        if not somebody_waits:  # so serve_forever() may sleep; this wakes it, but resets who waits
+        if not somebody_waits:  # but serve_forever(), perhaps; this wakes it, and resets the others
             _shut(self.socket, socket.SHUT_RDWR)
         with self.connections.lock:
-            self.connections.lock.notify_all()  # it may wait for room
+            self.connections.lock.notify_all()  # serve_forever() may wait for room
         with self._accepting:
             with contextlib.suppress(_NotAcceptingError):
                 for _ in range(self.request_queue_size if somebody_waits else 0):
@@ -635,7 +673,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
             if not handed_over:
                 self.shutdown_request(request)
 
-    def _let_wait(self, count: int, why: str) -> None:
+    def _wait_for_room(self, count: int, why: str) -> None:
         """Wait for fewer than *count* connections; log it, once for as long as it goes on."""
         if time.monotonic() > self._crowded_at + 1 and not self.stopping:
             log.warning("cannot accept, others wait: %s", why)
