@@ -223,11 +223,83 @@ def _readable(connection: socket.socket) -> bool:
         return bool(selector.select(0))
 
 
-# One connection
+def _drain(
+    connection: socket.socket, woken: bool, quiet: float, seconds: float, limit: int
+) -> None:
+    """End our side; then read and drop what the peer sends until it is quiet and has all replies.
 
-# Three kinds of threads meet from here on.  One accepts: it runs serve_forever(), and when that has
-# ended, the thread that closes the server takes over.  One serves each connection, and nobody else
-# receives, sends or closes there.  Any other thread may close the server.
+    To close with input unread, or before more comes in, would reset the connection, and destroy
+    replies on their way.  If it was *woken* by SHUT_RD, a receive never waits.  *quiet* seconds
+    without input make a peer quiet; one that goes on has some *seconds*, and a *limit* in bytes.
+    """
+    left, deadline = limit, time.monotonic() + seconds
+    quiet_at = time.monotonic() + quiet
+    with contextlib.suppress(OSError):  # the peer may be gone
+        if not woken:  # with both sides ended, Linux resets the connection at any further input
+            connection.shutdown(socket.SHUT_WR)
+        connection.settimeout(0.05)
+        while left > 0 and time.monotonic() < deadline:
+            if time.monotonic() >= quiet_at and not _unacknowledged(connection):
+                break
+            with contextlib.suppress(socket.timeout):
+                if data := connection.recv(_BLOCK):
+                    left, quiet_at = left - len(data), time.monotonic() + quiet
+                elif woken:
+                    time.sleep(0.05)
+                else:
+                    break
+
+
+# Worker threads
+
+
+class _Workers(dict[threading.Thread, "queue.SimpleQueue[Any]"]):
+    """The threads that serve connections, each one after the other, and their inboxes.
+
+    To start a thread costs more than all else that a short connection needs.  All methods are for
+    one thread, the one that accepts; a worker itself only adds itself to those that are idle.
+    """
+
+    def __init__(self, serve: Callable[[Any, Any], None]) -> None:
+        super().__init__()
+        self._serve = serve
+        self._idle: list[queue.SimpleQueue[Any]] = []  # the inboxes of those that are
+
+    def reserve(self) -> None:
+        """Have one that is idle; RuntimeError if the system has no more threads."""
+        if not self._idle:
+            inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+            thread = threading.Thread(target=self._work, args=(inbox,), daemon=True)
+            thread.start()
+            log.debug("%s started", thread.name)
+            self[thread] = inbox
+            self._idle.append(inbox)
+
+    def hand_over(self, request: Any, client_address: Any) -> None:
+        """Let the one that went idle last serve a connection, so that others may end."""
+        self._idle.pop().put((request, client_address))
+
+    def end_idle(self) -> None:
+        """End those that are idle, and forget those that have ended."""
+        while self._idle:
+            self._idle.pop().put(None)
+        for thread in [thread for thread in self if not thread.is_alive()]:
+            del self[thread]
+
+    def end(self, deadline: float) -> None:
+        """End all, the busy ones when they have served; wait for that until the deadline."""
+        for inbox in self.values():
+            inbox.put(None)
+        for thread in self:
+            thread.join(max(0, deadline - time.monotonic()))
+
+    def _work(self, inbox: queue.SimpleQueue[Any]) -> None:
+        while accepted := inbox.get():
+            self._serve(*accepted)
+            self._idle.append(inbox)
+
+
+# One connection
 
 # Three kinds of threads meet from here on.  One accepts: it runs serve_forever(), and when that has
 # ended, the thread that closes the server takes over.  One serves each connection, and nobody else
@@ -269,13 +341,11 @@ class ReverseHandler(socketserver.StreamRequestHandler):
     request: socket.socket
     disable_nagle_algorithm = True  # a reply shall not wait until the one before is acknowledged
     rbufsize = 0  # nothing here reads from rfile; its buffer would be memory for nothing
-    drain_quiet = 0.5  # seconds without input after which a peer is taken to have stopped sending
-    drain_time = 5.0  # seconds, at most, and ...
-    drain_limit = 1 << 30  # ... bytes that are dropped, of one that goes on
+    drain_quiet, drain_time, drain_limit = 0.5, 5.0, 1 << 30  # seconds, seconds, bytes: _drain()
     answered = 0  # bytes
     _peer_ended = False  # its side
-    _why = ""  # the connection ended, if that was not it
     _told = False  # has the peer been sent an error?
+    _why = ""  # the connection ended, if it was not the peer that ended it
 
     def __str__(self) -> str:
         return _address(self.client_address)
@@ -325,7 +395,10 @@ class ReverseHandler(socketserver.StreamRequestHandler):
         """See to it that the last reply arrives."""
         super().finish()
         if not self._peer_ended:
-            self._drain()
+            self.state.idle_since = math.inf  # draining has limits of its own
+            woken = self.state.woken
+            quiet = 0 if woken and not self._told else self.drain_quiet  # 0: it is quiet already
+            _drain(self.request, woken, quiet, self.drain_time, self.drain_limit)
         took, why = time.monotonic() - self.state.opened_at, self._why and f": {self._why}"
         log.info("%s gone after %.1f s, %d bytes answered%s", self, took, self.answered, why)
 
@@ -369,32 +442,6 @@ class ReverseHandler(socketserver.StreamRequestHandler):
         with contextlib.suppress(_EndedError):  # it may be gone
             self._send(reply + f"error: {message}\n".encode("utf-8", "surrogateescape"))
 
-    def _drain(self) -> None:
-        """End our side, and read and drop what the peer still sends until it has all replies.
-
-        To close with input unread, or before more comes in, would reset the connection, and destroy
-        replies on their way.
-        """
-        connection, woken = self.request, self.state.woken
-        self.state.idle_since = math.inf  # this has limits of its own
-        heard_at = -math.inf if woken and not self._told else time.monotonic()
-        deadline, left = time.monotonic() + self.drain_time, self.drain_limit
-        with contextlib.suppress(OSError):  # the peer may be gone
-            if not woken:  # with both ways ended, Linux resets the connection at any further input
-                connection.shutdown(socket.SHUT_WR)
-            connection.settimeout(self.drain_quiet / 10)
-            while left > 0 and time.monotonic() < deadline:
-                quiet = time.monotonic() > heard_at + self.drain_quiet
-                if quiet and not _unacknowledged(connection):
-                    break
-                with contextlib.suppress(socket.timeout):
-                    if data := connection.recv(_BLOCK):
-                        heard_at, left = time.monotonic(), left - len(data)
-                    elif woken:
-                        time.sleep(self.drain_quiet / 10)
-                    else:
-                        break
-
 
 # All connections
 
@@ -425,7 +472,7 @@ class _Connections(dict[socket.socket, _State]):
             for connection, state in self.items():
                 if state.idle_since > since:
                     continue
-                if state.asked == _IDLE == why:  # at an earlier look: it hangs in a send
+                if why == state.asked == _IDLE:  # asked at an earlier look: it hangs in a send
                     _shut(connection, socket.SHUT_RDWR)
                 state.asked = why  # before the look at `may_wait`: see _State
                 # Who has something to receive does not wait, and must be able to tell the end of
@@ -443,52 +490,6 @@ class _Connections(dict[socket.socket, _State]):
         """Wait until *condition* holds, but no longer than so many seconds."""
         with self.lock:
             self.lock.wait_for(condition, max(0, seconds))
-
-
-class _Workers(dict[threading.Thread, "queue.SimpleQueue[Any]"]):
-    """The threads that serve connections, each one after the other, and their inboxes.
-
-    To start a thread costs more than all else that a short connection needs.  Only the thread that
-    accepts changes anything here, but for a worker that adds itself to those that are idle.
-    """
-
-    def __init__(self, serve: Callable[[Any, Any], None]) -> None:
-        super().__init__()
-        self._serve = serve
-        self._idle: list[queue.SimpleQueue[Any]] = []  # the inboxes of those that are
-
-    def reserve(self) -> None:
-        """Have one that is idle; RuntimeError if the system has no more threads."""
-        if not self._idle:
-            inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-            thread = threading.Thread(target=self._work, args=(inbox,), daemon=True)
-            thread.start()
-            log.debug("%s started", thread.name)
-            self[thread] = inbox
-            self._idle.append(inbox)
-
-    def hand_over(self, request: Any, client_address: Any) -> None:
-        """Let the one that went idle last serve a connection, so that others may end."""
-        self._idle.pop().put((request, client_address))
-
-    def end_idle(self) -> None:
-        """End those that are idle, and forget those that have ended."""
-        while self._idle:
-            self._idle.pop().put(None)
-        for thread in [thread for thread in self if not thread.is_alive()]:
-            del self[thread]
-
-    def end(self, deadline: float) -> None:
-        """End all, the busy ones when they have served; wait for that until the deadline."""
-        for inbox in self.values():
-            inbox.put(None)
-        for thread in self:
-            thread.join(max(0, deadline - time.monotonic()))
-
-    def _work(self, inbox: queue.SimpleQueue[Any]) -> None:
-        while accepted := inbox.get():
-            self._serve(*accepted)
-            self._idle.append(inbox)
 
 
 # Of the errors of accept, these say that the listening socket is no more, or does not listen ...
