@@ -261,7 +261,6 @@ class _Workers(dict[threading.Thread, "queue.SimpleQueue[Any]"]):
     """
 
     def __init__(self, serve: Callable[[Any, Any], None]) -> None:
-        super().__init__()
         self._serve = serve
         self._idle: list[queue.SimpleQueue[Any]] = []  # the inboxes of those that are
 
@@ -454,7 +453,6 @@ class _Connections(dict[socket.socket, _State]):
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self.lock = threading.Condition()  # notified when one is closed, or the server stops
 
     def close(self, connection: socket.socket) -> None:
@@ -528,7 +526,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
     request_queue_size = 4096  # the kernel takes it down to its own limit
     look_interval = 0.5  # seconds between looks for what is idle, and for room that was missing
     stopping = False
-    deadline = 0.0  # by time.monotonic(), for receiving, when the server stops
+    deadline: float  # when it stops: until when to receive, by time.monotonic()
 
     def __init__(
         self,
