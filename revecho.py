@@ -93,8 +93,7 @@ _ALONE = bytes({*range(0xD2)} - {0xCC, 0xCD})
 def reverse_text(text: str) -> str:
     """Return the user-perceived characters of *text* in reverse order.
 
-    These are the extended grapheme clusters of Unicode Standard Annex #29, by the character data
-    of the running Python.
+    These are the extended grapheme clusters of Unicode Standard Annex #29.
 
     >>> reverse_text("drawer 🇩🇪")
     '🇩🇪 reward'
