@@ -85,8 +85,8 @@ _JOINING = re.compile(
     "[\u0300-\u036f\u0483-\u0489\u0590-\u1dff\u200c\u200d\u20d0-\u20ff\u2c00-\u2dff\u302a-\u302f"
     "\u3099\u309a\ua640-\uabff\ud7b0-\ud7ff\ufb1e-\ufe2f\uff9e\uff9f\U00010000-\U0010ffff]"
 )
-# In UTF-8 of these bytes alone, Latin, Greek and Cyrillic, none does either, and to find that out
-# takes a tenth of the time.
+# UTF-8 of these bytes alone, Latin, Greek and Cyrillic, has none either, and to find that out takes
+# a tenth of the time.
 _ALONE = bytes({*range(0xD2)} - {0xCC, 0xCD})
 
 
@@ -160,7 +160,7 @@ class _Lines:
         end = data.rfind(b"\n") + 1
         if len(self.begun) + len(data) > self.max_line:  # only the first can be too long
             first = data[: data.find(b"\n")] if end else data
-            self._check(len(self.begun) + len(first) - (first or self.begun).endswith(b"\r"))
+            self._check_length(len(self.begun) + len(first) - (first or self.begun).endswith(b"\r"))
         whole = bytes(self.begun) + data[:end] if end else b""
         if end:
             self.begun.clear()
@@ -169,10 +169,10 @@ class _Lines:
 
     def last(self) -> bytes:
         """Return the line that the end makes whole, if there is one."""
-        self._check(len(self.begun))
+        self._check_length(len(self.begun))
         return bytes(self.begun)
 
-    def _check(self, length: int) -> None:
+    def _check_length(self, length: int) -> None:
         if length > self.max_line:
             raise ProtocolError(f"line longer than {self.max_line} bytes")
 
@@ -252,11 +252,11 @@ def _drain(
 # Worker threads
 
 
-class _Workers(dict[threading.Thread, "queue.SimpleQueue[Any]"]):
+class _Workers(dict[threading.Thread, queue.SimpleQueue[Any]]):
     """The threads that serve connections, each one after the other, and their inboxes.
 
-    To start a thread costs more than all else that a short connection needs.  All methods are for
-    one thread, the one that accepts; a worker itself only adds itself to those that are idle.
+    Starting a thread costs more than everything else that a short connection needs.  All methods
+    are for the thread that accepts; a worker itself only adds itself to those that are idle.
     """
 
     def __init__(self, serve: Callable[[Any, Any], None]) -> None:
@@ -274,7 +274,7 @@ class _Workers(dict[threading.Thread, "queue.SimpleQueue[Any]"]):
             self._idle.append(inbox)
 
     def hand_over(self, request: Any, client_address: Any) -> None:
-        """Let the one that went idle last serve a connection, so that others may end."""
+        """Let the one that went idle last serve a connection, so that the rest can end."""
         self._idle.pop().put((request, client_address))
 
     def end_idle(self) -> None:
@@ -321,8 +321,8 @@ class _State:
     def __init__(self) -> None:
         self.opened_at = time.monotonic()
         # Written by the connection's own thread alone, without a lock:
-        self.idle_since = self.opened_at  # or infinity: it is not the peer that we wait for
-        self.may_wait = True  # in a receive
+        self.idle_since = self.opened_at  # infinity while it is not the peer that we wait for
+        self.may_wait = True  # in a receive, which then may have to be woken
         # Written by other threads alone, under the lock of _Connections:
         self.asked = ""  # to end, and why
         self.woken = False  # by SHUT_RD, after which an empty receive is not the peer's end
@@ -342,8 +342,8 @@ class ReverseHandler(socketserver.StreamRequestHandler):
     drain_quiet, drain_time, drain_limit = 0.5, 5.0, 1 << 30  # seconds, seconds, bytes: _drain()
     answered = 0  # bytes
     _peer_ended = False  # its side
-    _told = False  # has the peer been sent an error?
-    _why = ""  # the connection ended, if it was not the peer that ended it
+    _told = False  # has an error been sent to the peer?
+    _why = ""  # why the connection ended; empty if the peer ended it
 
     def __str__(self) -> str:
         return _address(self.client_address)
@@ -393,7 +393,8 @@ class ReverseHandler(socketserver.StreamRequestHandler):
         """See to it that the last reply arrives."""
         super().finish()
         if not self._peer_ended:
-            self.state.idle_since = math.inf  # draining has limits of its own
+            # Draining has limits of its own, and shall not be woken.
+            self.state.idle_since, self.state.may_wait = math.inf, False
             woken = self.state.woken
             quiet = 0 if woken and not self._told else self.drain_quiet  # 0: it is quiet already
             _drain(self.request, woken, quiet, self.drain_time, self.drain_limit)
@@ -469,7 +470,7 @@ class _Connections(dict[socket.socket, _State]):
             for connection, state in self.items():
                 if state.idle_since > since:
                     continue
-                if why == state.asked == _IDLE:  # asked at an earlier look: it hangs in a send
+                if why == state.asked == _IDLE:  # since an earlier look: a send hangs, for one
                     _shut(connection, socket.SHUT_RDWR)
                 state.asked = why  # before the look at `may_wait`: see _State
                 # Who has something to receive does not wait, and must be able to tell the end of
@@ -489,7 +490,7 @@ class _Connections(dict[socket.socket, _State]):
             self.lock.wait_for(condition, max(0, seconds))
 
 
-# Of the errors of accept, these say that the listening socket is no more, or does not listen ...
+# Of the errors of accept, these say that the socket is closed, or does not listen ...
 _BROKEN = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
 # ... and these that the system has no room for one more.  All others are about one connection.
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -544,7 +545,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         self.grace = _limit("grace", grace)
         self.connections = _Connections()
         self._workers = _Workers(self.process_request_thread)
-        self._accepting, self._closing = threading.Lock(), threading.RLock()
+        self._accept_lock, self._close_lock = threading.RLock(), threading.RLock()
         self._acceptor: threading.Thread | None = None  # the one in serve_forever()
         self._next_look = 0.0
         self._crowded_at = -math.inf  # when others last had to wait
@@ -557,7 +558,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
 
         Raises OSError if the listening socket is broken.
         """
-        with self._accepting:
+        with self._accept_lock:
             self._acceptor = threading.current_thread()
             try:
                 self.service_actions()  # if the server is closed already, that is all
@@ -617,42 +618,46 @@ class ReverseServer(socketserver.ThreadingTCPServer):
     def server_close(self) -> None:
         """Stop listening, answer every line that has been received, and close everything.
 
-        Takes as long as that takes, at most little more than the grace.  Any number of calls, also
-        by several threads, do no harm.  Raises RuntimeError on a thread that it would wait for: in
-        respond(), say, or in what serve_forever() calls.
+        Takes as long as that takes, at most little more than the grace, if get_request() and
+        verify_request() do not hang.  Any number of calls, also by several threads, do no harm.
+        Raises RuntimeError on a thread that it would wait for: in respond(), say.
         """
         thread = threading.current_thread()
         if thread is self._acceptor or thread in self._workers:
             raise RuntimeError("server_close() would wait for the thread that calls it")
-        with self._closing:
-            if self.stopping:  # all done, or a signal's handler has come in between
+        with self._close_lock:
+            if self.stopping:  # all done; or a signal's handler calls this in the midst of it
                 return
             self.deadline = time.monotonic() + 0.9 * self.grace  # the rest is for a good end
             self.stopping = True
             end = self.deadline + 0.1 * self.grace
-            self._stop_listening()
-            while self.connections and time.monotonic() < end:
-                self.connections.ask_to_end(_STOPPING)  # again, for a handle() that does not look
-                pause = min(self.look_interval, end - time.monotonic())
-                self.connections.wait(lambda: not self.connections, pause)
-            self.connections.cut()
-            self._workers.end(end + self.look_interval)  # leaves a respond() that hangs
+            try:
+                self._stop_listening()
+                while self.connections and time.monotonic() < end:
+                    self.connections.ask_to_end(_STOPPING)  # again, as a handle() may not look
+                    pause = min(self.look_interval, end - time.monotonic())
+                    self.connections.wait(lambda: not self.connections, pause)
+            finally:  # if Ctrl-C interrupts this, too
+                super().server_close()
+                self.connections.cut()
+                self._workers.end(end + self.look_interval)  # leaves a respond() that hangs
 
     def _stop_listening(self) -> None:
         """Have serve_forever() end, accept those who wait in the listen queue, close the socket."""
         somebody_waits = _readable(self.socket)
-        if not somebody_waits:  # but serve_forever(), perhaps; this wakes it, and resets the others
+        # If somebody waits, that wakes serve_forever().  Else it may sleep; to shut the socket down
+        # wakes it as well, and refuses those who come from now on.
+        if not somebody_waits:
             _shut(self.socket, socket.SHUT_RDWR)
         with self.connections.lock:
             self.connections.lock.notify_all()  # serve_forever() may wait for room
-        with self._accepting:
-            with contextlib.suppress(_NotAcceptingError):
-                for _ in range(self.request_queue_size if somebody_waits else 0):
-                    full = len(self.connections) >= self.max_connections
-                    if full or time.monotonic() > self.deadline or not _readable(self.socket):
-                        break
-                    self._handle_request_noblock()
-            super().server_close()
+        with self._accept_lock, contextlib.suppress(_NotAcceptingError):
+            for _ in range(self.request_queue_size if somebody_waits else 0):
+                full = len(self.connections) >= self.max_connections
+                if full or time.monotonic() > self.deadline or not _readable(self.socket):
+                    break
+                self._handle_request_noblock()
+        super().server_close()
 
     def _handle_request_noblock(self) -> None:
         """As in socketserver, but a verify_request() that raises costs only that connection."""
@@ -789,16 +794,18 @@ def _stream(
         connection = stack.enter_context(_Connection(host, port, timeout))
         feed = stack.enter_context(_reading(source))
         # To wait for input, for room to send, or for neither; and each time for replies.
-        to_read, to_send, full = (stack.enter_context(selectors.DefaultSelector()) for _ in "123")
+        new = selectors.DefaultSelector
+        to_read, to_send, full = (stack.enter_context(new()) for _ in range(3))
         to_read.register(feed, selectors.EVENT_READ)
         to_read.register(connection.socket, selectors.EVENT_READ)
         to_send.register(connection.socket, selectors.EVENT_READ | selectors.EVENT_WRITE)
         full.register(connection.socket, selectors.EVENT_READ)
+        late_at = math.inf
         while unanswered.owed or feed in to_read.get_map():
             selector = to_send if unsent else to_read if unanswered.owed < _LARGE else full
-            ready = selector.select(timeout if unsent or unanswered.owed else None)
-            if not ready:
-                raise connection.late(unanswered.came)
+            expected = bool(unsent or unanswered.owed)  # that the server does something
+            ready = selector.select(late_at - time.monotonic() if expected else None)
+            moved = not expected or any(key.fileobj is not feed for key, _ in ready)
             for key, events in ready:
                 if key.fileobj is feed:
                     data = feed.recv(_BLOCK)
@@ -817,6 +824,10 @@ def _stream(
                     unanswered.answer(data)
                 else:
                     unsent = unsent[connection.send(unsent) :]
+            if moved:
+                late_at = time.monotonic() + timeout
+            elif time.monotonic() >= late_at:
+                raise connection.late(unanswered.came)
     return unanswered.answered
 
 
@@ -829,6 +840,7 @@ def _reading(source: BinaryIO) -> Iterator[socket.socket]:
     read = source.read1 if hasattr(source, "read1") else source.read  # what there is, if it can
     failures: list[BaseException] = []
     far_end, near_end = socket.socketpair()
+    far_end.settimeout(None)  # whatever socket.setdefaulttimeout() says
 
     def copy() -> None:
         with far_end:
@@ -1038,7 +1050,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (OSError, UnicodeError) as error:  # UnicodeError: no host can have this name
-        if isinstance(error, BrokenPipeError) and args.run is not _serve:
+        if isinstance(error, BrokenPipeError) and args.run is not _run_server:
             return 0  # whoever read standard output has had enough
         _complain(args, error)
         return 1
@@ -1051,10 +1063,10 @@ def _require(file: Any, name: str) -> None:
 
 def _complain(args: argparse.Namespace, error: Exception) -> None:
     with contextlib.suppress(OSError):
-        print(f"revecho: {_address((args.host, args.port))}: {_why(error)}", file=sys.stderr)
+        print(f"revecho: {_address((args.host, args.port))}: {_reason(error)}", file=sys.stderr)
 
 
-def _why(error: Exception) -> Any:
+def _reason(error: Exception) -> Any:
     return getattr(error, "strerror", None) or error
 
 
@@ -1069,7 +1081,9 @@ def _parser() -> argparse.ArgumentParser:
     client = commands.add_parser("client", help="send lines, print the replies")
     ping = commands.add_parser("ping", help="see whether lines come back reversed, and how fast")
     seconds = _number(float, 0, _LONGEST_WAIT)
-    for command, run, least_port in ((server, _serve, 0), (client, _talk, 1), (ping, _ping, 1)):
+    for command, run, least_port in (
+        (server, _run_server, 0), (client, _run_client, 1), (ping, _run_ping, 1)
+    ):
         command.set_defaults(run=run, error=command.error)
         option = command.add_argument
         option("--host", default=HOST, help="address or name (default: %(default)s)")
@@ -1134,9 +1148,9 @@ def _message(text: str) -> str:
     return text
 
 
-def _serve(args: argparse.Namespace) -> int:
+def _run_server(args: argparse.Namespace) -> int:
     if args.reuse_port and not hasattr(socket, "SO_REUSEPORT"):
-        args.error("--reuse-port is nothing that this system can do")
+        args.error("--reuse-port is not supported on this system")
     ended: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def stop(*_: Any) -> None:
@@ -1180,7 +1194,7 @@ def _serve(args: argparse.Namespace) -> int:
     return 0
 
 
-def _talk(args: argparse.Namespace) -> int:
+def _run_client(args: argparse.Namespace) -> int:
     if args.ask and not args.message:
         args.error("--ask needs a MESSAGE")
     for file in (sys.stdin, sys.stdout):
@@ -1263,7 +1277,7 @@ def _typed(prompt: str) -> Iterator[str]:
         yield line
 
 
-def _ping(args: argparse.Namespace) -> int:
+def _run_ping(args: argparse.Namespace) -> int:
     import statistics
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # to sum up as after Ctrl-C
@@ -1276,7 +1290,7 @@ def _ping(args: argparse.Namespace) -> int:
                 connect, reply = _probe(args)
             except OSError as error:
                 probes.append(None)
-                outcome = f"failed: {_why(error)}"
+                outcome = f"failed: {_reason(error)}"
             else:
                 probes.append((connect, reply))
                 outcome = f"{args.size} bytes reversed, {connect=:.2f} ms {reply=:.2f} ms"
