@@ -805,7 +805,11 @@ def _stream(
             selector = to_send if unsent else to_read if unanswered.owed < _LARGE else full
             expected = bool(unsent or unanswered.owed)  # that the server does something
             ready = selector.select(late_at - time.monotonic() if expected else None)
-            moved = not expected or any(key.fileobj is not feed for key, _ in ready)
+            # To send is progress only as long as no reply is owed.
+            progress = selectors.EVENT_READ if unanswered.owed else ~0
+            moved = not expected or any(
+                key.fileobj is not feed and events & progress for key, events in ready
+            )
             for key, events in ready:
                 if key.fileobj is feed:
                     data = feed.recv(_BLOCK)
