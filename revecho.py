@@ -736,7 +736,7 @@ def running_server(
 # The client
 
 
-_LARGE = 1 << 26  # bytes that the client holds at most, but for a line that is longer itself
+_LARGE = 1 << 26  # bytes that the client holds at most, unless a single line is longer
 
 
 class ReplyError(ConnectionError):
@@ -744,13 +744,13 @@ class ReplyError(ConnectionError):
 
 
 def request(text: str, host: str = HOST, port: int = PORT, timeout: float = 10.0) -> str:
-    """Send *text* as one line and return the reply to it, a line of any length.
+    """Send *text* as one line and return the reply to it.
 
     *timeout* is in seconds, for connecting and for each wait for a part of the reply.
 
-    Raises ValueError if *text* holds a line ending, ReplyError if the server answers with an error,
-    with more than one line, with a line of more than 64 MiB (and longer than *text*) or not at all,
-    and OSError if the connection fails or takes too long.
+    Raises ValueError if *text* holds a line ending; ReplyError if the reply is an error, more than
+    one line, a line of more than 64 MiB that is also longer than *text*, or missing; and OSError if
+    the connection fails or takes too long.
 
     >>> with running_server() as server:
     ...     request("raw", *server.server_address[:2])
@@ -766,8 +766,9 @@ def stream(
 ) -> int:
     r"""Send all of *source* and write the replies to *sink*, both at the same time.
 
-    Both are binary files.  Returns how many bytes went there and came back.  *timeout* is in
-    seconds, for connecting and for each wait for a reply that is owed; *source* may take its time.
+    Both are binary files that block.  Returns how many bytes went there and came back.  *timeout*
+    is in seconds, for connecting and for each wait for a reply that is owed; *source* may take its
+    time.
 
     *source* is read on a thread of its own, which may be waiting for input still when all else has
     failed.  So pass ``open(0, "rb", 0, closefd=False)`` for standard input: Python aborts a program
@@ -922,7 +923,7 @@ class _Connection:
         return bytes(reply)
 
     def send(self, data: memoryview) -> int:
-        """Send a part of *data* and return its length."""
+        """Send a part of *data* and return its length; after a reset, claim to have sent all."""
         try:
             return self.socket.send(data)
         except ConnectionError:  # receive() will tell, after what the server may have said before
@@ -967,7 +968,7 @@ class _Unanswered:
         self.sent += data
 
     def finish(self) -> bool:
-        """Take it that no more will be sent; return whether that finishes a line."""
+        """Note the end of what is sent; return whether it finishes a line."""
         finishes, self.owed = self.owed < len(self.sent), len(self.sent)
         return finishes
 
@@ -1096,7 +1097,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (client, ping):
         command.add_argument("--timeout", metavar="SECONDS", default=10.0,
                              type=_number(float, 0.001, _LONGEST_WAIT),
-                             help="for connecting and for each reply (default: %(default)g)")
+                             help="for connecting and each wait for a reply (default: %(default)g)")
 
     option = server.add_argument
     for name, kind, unit, default, what in (
