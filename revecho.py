@@ -138,7 +138,7 @@ def reverse_lines(lines: bytes) -> bytes:
 class ProtocolError(Exception):
     """What respond() raises to tell the peer ``error: `` and *message*, and end the connection.
 
-    *reply* is sent before that: what there is by then for the lines before.
+    *message* is one line of text.  *reply* is sent before it: the answers to the lines before.
     """
 
     def __init__(self, message: str, reply: bytes = b"") -> None:
@@ -433,7 +433,7 @@ class ReverseHandler(socketserver.StreamRequestHandler):
                 self.request.settimeout(None)  # which _receive() may have set to 0
             self.request.sendall(data)
         except OSError as error:
-            raise _EndedError(error.strerror or error) from error
+            raise _EndedError(self.state.asked or error.strerror or error) from error
         self.state.idle_since = time.monotonic()
 
     def _tell(self, message: str, reply: bytes = b"") -> None:
@@ -583,9 +583,9 @@ class ReverseServer(socketserver.ThreadingTCPServer):
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection, when there is room and a thread for it; OSError if not."""
         count = len(self.connections)
-        if count >= self.max_connections:
+        if self._is_full():
             self._wait_for_room(count, f"{count} connections are open")
-            if len(self.connections) >= self.max_connections:
+            if self._is_full():
                 raise BlockingIOError
         try:
             self._workers.reserve()
@@ -634,9 +634,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
             try:
                 self._stop_listening()
                 while self.connections and time.monotonic() < end:
-                    self.connections.ask_to_end(_STOPPING)  # again, as a handle() may not look
-                    pause = min(self.look_interval, end - time.monotonic())
-                    self.connections.wait(lambda: not self.connections, pause)
+                    self._ask_all_to_end(end, lambda: not self.connections)
             finally:  # if Ctrl-C interrupts this, too
                 super().server_close()
                 self.connections.cut()
@@ -653,11 +651,20 @@ class ReverseServer(socketserver.ThreadingTCPServer):
             self.connections.lock.notify_all()  # serve_forever() may wait for room
         with self._accept_lock, contextlib.suppress(_NotAcceptingError):
             for _ in range(self.request_queue_size if somebody_waits else 0):
-                full = len(self.connections) >= self.max_connections
-                if full or time.monotonic() > self.deadline or not _readable(self.socket):
+                while self._is_full() and time.monotonic() < self.deadline:
+                    self._ask_all_to_end(self.deadline, lambda: not self._is_full())
+                if self._is_full() or not _readable(self.socket):
                     break
                 self._handle_request_noblock()
         super().server_close()
+
+    def _ask_all_to_end(self, end: float, condition: Callable[[], bool]) -> None:
+        """Ask them, and wait for the condition; not long, as a handle() may not have looked."""
+        self.connections.ask_to_end(_STOPPING)
+        self.connections.wait(condition, min(self.look_interval, end - time.monotonic()))
+
+    def _is_full(self) -> bool:
+        return bool(len(self.connections) >= self.max_connections)
 
     def _handle_request_noblock(self) -> None:
         """As in socketserver, but a verify_request() that raises costs only that connection."""
@@ -1018,6 +1025,7 @@ def _check(line: bytes, reply: bytes, before: int = 0, where: str = "") -> None:
 
 def _refusal(reply: bytes | bytearray, unanswered: int) -> ReplyError:
     why = reply[:200].partition(b"\n")[0].decode("utf-8", "replace")
+    why = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in why)
     return ReplyError(f"{why}; bytes left unanswered: {unanswered}")
 
 
