@@ -1191,11 +1191,14 @@ class WorkersTest(Case):
                     begun.set()
                     threading.Event().wait()
             begun = threading.Event()
-            with revecho.running_server(RequestHandlerClass=Hanging, grace=0) as server:
+            with revecho.ReverseServer(("127.0.0.1", 0), Hanging, grace=0) as server:
                 server.look_interval = 0.05
                 connection = revecho.socket.create_connection(server.server_address)
                 connection.sendall(b"hello\\n")
-                begun.wait()
+                closing = threading.Thread(target=lambda: begun.wait() and server.server_close())
+                closing.start()
+                server.serve_forever()
+                closing.join()
             connection.close()
         """
         self.assert_ends(self.start(program=("-c", program)))
@@ -1261,7 +1264,8 @@ class ServerTest(Case):
         server = self.serve(server_class=Robbed)
         self.connect(server)
         self.assertTrue(robbed.wait(LIMIT))
-        self.join(self.closing(server))
+        looks = server.looks
+        until(lambda: server.looks > looks + 1)
 
     def serve_failing(self, *errors):
         """Return a server whose accept() raises these errors first, and its thread's outcome."""
@@ -1792,11 +1796,12 @@ class ClientTest(ClientCase):
                 with self.assertRaises(ValueError):
                     hello(("127.0.0.1", port), timeout=timeout)
 
-    def test_types(self):
+    def test_types_and_defaults(self):
         for function, returned in ((revecho.request, str), (revecho.stream, int)):
             types = typing.get_type_hints(function)
             self.assertEqual((types["host"], types["port"], types["timeout"]), (str, int, float))
             self.assertIs(types["return"], returned)
+            self.assertEqual(function.__defaults__, ("127.0.0.1", 2002, 10))
 
 
 class RequestTest(ClientCase):
@@ -2340,6 +2345,7 @@ class CheckTest(Case):
 
         lines = b"".join(b"line %d\n" % number for number in range(1, 10))
         olleh = "came, 'olleh' should have come"
+        digits, shown = b"0123456789abcdef\n", "'ba987654-210.*' came, 'ba9876543210.*"
         cases = (
             (lines, wrong(1, flip), "not the reverse at byte 1, line 1: .*"),
             (lines, wrong(3, flip), r"not .* byte 15, line 3: '2 enil\\n' came, '3 enil\\n' .*"),
@@ -2352,6 +2358,7 @@ class CheckTest(Case):
             (lines, mirror, "an echo at byte 1, line 1: 'line 1.*"),
             (lines, answer_with(b"0" * 1000), "more came than the reply: '00000.*"),
             (lines, answer_with(b"0" * 10), "the connection ended; .*: 53, only '0{10}' came"),
+            (digits, answer_with(b"fedcba987654-210\n"), f"not .* byte 13, line 1: {shown}"),
             (b"hello", once_ended(b"hello"), f"an echo at byte 1, line 1: 'hello' {olleh}"),
             (b"hello", once_ended(b"olleh\n"), rf"not .* byte 6, line 1: 'olleh\\n' {olleh}"),
         )
