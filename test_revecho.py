@@ -265,7 +265,7 @@ class Case(unittest.TestCase):
         return value
 
     def fast_clock(self):
-        # Nobody waits for a minute in a test; so this is not left to the public.
+        # A test cannot wait for a minute, and nothing public puts the clock forward.
         clock, monotonic = Clock(), time.monotonic
         self.stack(mock.patch.object(time, "monotonic", lambda: monotonic() + clock.ahead))
         return clock
@@ -2590,6 +2590,7 @@ class PromptTest(Case):
         self.assertEqual(client.stdout.readline(), b"olleh\n")
         self.assertEqual(client.end(), (b"", 0))
         asking.expect(b"(y/n)? ")
+        until(lambda: readable(asking.stdout))  # before the answer
         asking.type(b"n")
         self.assertEqual((client.stdout.read(), asking.stdout.read()), (b"", b"olleh\n"))
         self.assertEqual(asking.wait(LIMIT), 0)
