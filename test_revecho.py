@@ -1755,6 +1755,7 @@ class ClientTest(ClientCase):
             (b"x" * 41, r"only 'x{40}'\.\.\. came$", r"more came than the .*: 'x{40}'\.\.\.$"),
             (b"x" * 70_000_000, r"a reply without end: 'x{40}'\.\.\.$", "more came than the reply"),
             (b"error: no\n", "error: no; bytes left unanswered: 6$", "error: no; .*: 6$"),
+            (b"error: " + b"x" * 300 + b"\n", "error: x{193}; bytes left", "error: x{193}; bytes"),
             (b"error: without", "only 'error: without' came$", "only 'error: without' came$"),
         ):
             address = self.other_server(answer_with(reply))
@@ -1775,6 +1776,14 @@ class ClientTest(ClientCase):
             (self.crowded_listener(), 0.1, r"^not connected within 0\.1 s$"),
         )
         at_once(time_out, [(hello, *case) for hello in self.hello() for case in cases])
+
+    def test_reset(self):
+        """While a part is still to be sent."""
+        address = self.other_server(lambda other: other.recv(1) and reset(other))
+        for send, data in ((self.request, "x" * 50_000_000), (self.stream, b"hi\n" * 2_000_000)):
+            message = "^the connection was reset; bytes left "
+            with self.assertRaisesRegex(revecho.ReplyError, message):
+                send(data, address)
 
     def test_nobody_listens(self):
         for hello in self.hello():
@@ -1878,8 +1887,8 @@ class StreamTest(ClientCase):
                     time.sleep(0.7)
                 return parts.pop(0) if parts else b""
 
-            parts, shown = [first, rest], queue.SimpleQueue()
-            sink = mock.Mock(write=shown.put)
+            parts, written, shown = [first, rest], [], queue.SimpleQueue()
+            sink = mock.Mock(write=written.append, flush=lambda: shown.put(written.pop()))
             source = SimpleNamespace(read=read)
             self.assertEqual(revecho.stream(source, sink, *server, timeout=0.5), 8)
 
@@ -1913,11 +1922,6 @@ class StreamTest(ClientCase):
         full = subclass(io.RawIOBase, write=lambda *_: None)()
         with self.assertRaises(BlockingIOError):
             revecho.stream(io.BytesIO(b"hello\n"), full, *at(server))
-
-    def test_reset(self):
-        address = self.other_server(lambda other: other.recv(1) and reset(other))
-        with self.assertRaisesRegex(revecho.ReplyError, "^the connection was reset; bytes left "):
-            self.stream(b"hello\n" * 1_000_000, address)
 
     def test_refused(self):
         """By an error shorter than the line, as long, and longer; whether it is finished or not."""
