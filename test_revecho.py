@@ -994,10 +994,11 @@ class ConnectionTest(Case):
 
     def test_drain_is_bounded(self):
         """In time without input, in time altogether, and in amount, though we do not close."""
+        patient = {"drain_quiet": LIMIT, "drain_time": 10 * LIMIT}
         for members, grace, data in (
             ({}, 10 * LIMIT, b""),
-            ({"drain_quiet": LIMIT}, 0.2, b"x"),
-            ({"drain_quiet": LIMIT, "drain_limit": 1 << 20}, 10 * LIMIT, b"x" * (1 << 20)),
+            ({"drain_quiet": LIMIT, "drain_time": 0.2}, 0.2, b"x"),
+            ({**patient, "drain_limit": 1 << 20}, 10 * LIMIT, b"x" * (1 << 20)),
         ):
 
             def gone(connection, data, server):
@@ -1101,7 +1102,7 @@ class ConnectionsTest(Case):
     def test_client_that_goes_on_with_a_line_after_its_time(self):
         """The error reaches it, as at the other limit; also where it never pauses."""
         error = b"error: line not finished within 60 seconds\n"
-        server = self.serve(subclass(Handler, drain_quiet=LIMIT), max_line=1 << 30)
+        server = self.serve(subclass(Handler, drain_quiet=0.5), max_line=1 << 30)
         slow, fast = self.connect(server, b"half"), self.connect(server)
         self.flood(fast, b"x" * 1000)
         until(lambda: len(server.connections) == 2)
