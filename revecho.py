@@ -1197,7 +1197,8 @@ def _run_server(args: argparse.Namespace) -> int:
     ) as server:
         address = _address(server.server_address)
         log.info("listening on %s", address)
-        print("listening on", address, flush=True)
+        with _writing():
+            print("listening on", address, flush=True)
         while True:
             with contextlib.suppress(queue.Empty):
                 ended.get(timeout=1)  # Windows lets no Ctrl-C through in a wait without an end
@@ -1243,6 +1244,9 @@ def _writing() -> Iterator[None]:
         yield
     except OSError as error:
         error.strerror = f"standard output: {error.strerror}"
+        # Python tries once more at exit to write what is in the buffer.
+        with contextlib.suppress(OSError), open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
         raise
 
 

@@ -1541,8 +1541,138 @@ class StoppingTest(Case):
         first, second = self.crowd(2, server)
         receive(first, 6)
         server.server_close()
-        self.assertEqual(receive(first), b"")
-        self.assertEqual(receive_until_gone(second), b"")
+        self.assertEqual((receive(first), receive(second)), (b"", b"olleh\n"))
+
+    def test_at_the_limit_it_does_not_wait_for_a_look(self):
+        slow = subclass(revecho.ReverseServer, look_interval=10 * LIMIT)
+        server = self.serve(server_class=slow, max_connections=1)
+        first, _ = self.crowd(2, server)
+        receive(first, 6)
+        self.until_logged("others wait")
+        self.join(self.closing(server))
+
+    def small_window(self, server):
+        """Connect with a window so small that replies are long on their way."""
+        connection = self.stack(socket.socket())
+        connection.settimeout(LIMIT)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(at(server))
+        return connection
+
+    @needs_linux
+    def test_replies_on_their_way_arrive(self):
+        """Though the client has not read them, and sends on after the stop."""
+        answered = threading.Semaphore(0)
+
+        def respond(lines):
+            for _ in range(lines.count(b"\n")):
+                answered.release()
+            return revecho.reverse_lines(lines)
+
+        server = self.serve_responding(respond, grace=LIMIT)
+        connection = self.small_window(server)
+        connection.sendall(b"hello\n" * 50_000)
+        for _ in range(50_000):
+            answered.acquire(timeout=LIMIT)
+        thread = self.closing(server)
+        until(lambda: server.socket.fileno() < 0)
+        for _ in range(3):  # while it drains, it is asked again and again to end
+            connection.sendall(b"more\n")
+            time.sleep(0.1)
+        self.assertEqual(receive(connection, 300_000), b"olleh\n" * 50_000)
+        connection.close()
+        self.join(thread)
+
+    def test_large_replies_are_sent_in_full(self):
+        gate = self.gate()
+        server = self.serve_responding(lambda lines: gate.wait() or lines * 5000, grace=LIMIT)
+        connection = self.connect(server, b"hello\n")
+        gate.until_reached()
+        connection.sendall(b"hello\n" * 1000)
+        thread = self.closing(server)
+        gate.open()
+        self.assertEqual(len(receive(connection)), 1001 * 6 * 5000)
+        self.join(thread)
+
+    def test_end_of_the_clients_side_is_not_taken_for_the_servers(self):
+        """Where a handler is about to receive, and the end has arrived by then."""
+        gate = self.gate()
+
+        def setup(handler):
+            Handler.setup(handler)
+            gate.wait()
+
+        server = self.serve(subclass(Handler, setup=setup), grace=LIMIT)
+        connection = self.connect(server, b"line\nlast")
+        connection.shutdown(socket.SHUT_WR)
+        gate.until_reached()
+        thread = self.closing(server)
+        until(lambda: server.socket.fileno() < 0)
+        time.sleep(0.1)  # it is asked to end meanwhile; if not yet, this shows nothing
+        gate.open()
+        self.assertEqual(receive(connection), b"enil\ntsal")
+        self.join(thread)
+
+    def test_in_the_midst_of_itself(self):
+        """As by a signal's handler."""
+
+        def verify_request(server, *_):
+            server.server_close()
+            return True
+
+        closing = subclass(Server, verify_request=verify_request)
+        with closing(("127.0.0.1", 0), Handler) as server:
+            connection = self.connect(server, b"hello\n")
+        self.assertEqual(receive(connection), b"olleh\n")
+
+    def test_interrupted(self):
+        """By Ctrl-C: then it cuts at once what is left."""
+
+        def verify_request(*_):
+            raise KeyboardInterrupt
+
+        threads, _ = held()
+        interrupted = subclass(Server, verify_request=verify_request)
+        with self.assertRaises(KeyboardInterrupt), interrupted(
+            ("127.0.0.1", 0), Handler, grace=10 * LIMIT
+        ) as server:
+            connection = self.connect(server, b"hello\n")
+        self.assertEqual(server.socket.fileno(), -1)
+        receive_until_gone(connection)
+        until(lambda: held()[0] <= threads)
+
+    def test_of_a_handler_that_does_not_look(self):
+        """It is asked to end when it has something to receive, and again when it waits."""
+        gate = self.gate()
+
+        def handle(handler):
+            gate.wait()
+            while handler.request.recv(100):
+                pass
+
+        server = self.serve(subclass(Handler, handle=handle), grace=10 * LIMIT)
+        self.connect(server, b"hello\n")
+        gate.until_reached()
+        thread = self.closing(server)
+        until(lambda: server.socket.fileno() < 0)
+        time.sleep(0.1)  # it is asked to end meanwhile; if not yet, this shows less
+        gate.open()
+        self.join(thread)
+
+    def test_of_a_handler_that_has_closed_its_connection(self):
+        gate, clock = self.gate(), self.fast_clock()
+
+        def handle(handler):
+            handler.rfile.close()
+            handler.request.close()
+            gate.wait()
+
+        server = self.serve(subclass(Handler, handle=handle), grace=0.1)
+        for _ in range(2):  # nor does the idle rule mind
+            self.connect(server)
+            gate.until_reached()
+            clock.advance(61)
+        self.join(self.closing(server))
 
     def test_handler_that_hangs_is_left_behind(self):
         """It costs the grace once, however often and by whomever the server is closed."""
@@ -1999,8 +2129,7 @@ class StreamTest(ClientCase):
 
 # The command line
 
-# A message that cannot be written is tried once more when Python ends, but not with this.
-UNBUFFERED = {"PYTHONUNBUFFERED": "1"}
+
 COMPLAINT = r"revecho: 127\.0\.0\.1:\d+: "
 
 
@@ -2068,15 +2197,15 @@ class CommandLineTest(Case):
             why = COMPLAINT + "standard output: No space left .*\n"
             outputs.append((self.stack(open("/dev/full", "wb")), 1, why))  # noqa: SIM115
         clients = [
-            (self.start(*command, *options, stdout=stdout, env=UNBUFFERED), status, why)
+            (self.start(*command, *options, stdout=stdout), status, why)
             for command in (["client"], ["client", "a", "b", "c"], ["ping"])
             for stdout, status, why in outputs
         ]
         pipes = {"stdout": outputs[0][0], "stderr": subprocess.PIPE}
-        server = self.start_server("--quiet", **pipes, env=UNBUFFERED)
+        server = self.start_server("--quiet", **pipes)
         for client, status, why in clients:
             self.assert_ends(client, None, status, why, stdin=b"hello\n" * 1_000_000)
-        self.assert_ends(server, None, 1, r"revecho: 127\.0\.0\.1:0: Broken pipe\n")
+        self.assert_ends(server, None, 1, COMPLAINT + r"standard output: Broken pipe\n")
 
     def test_standard_streams_closed(self):
         """Whichever is closed there is no traceback, and no message goes astray."""
