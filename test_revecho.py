@@ -42,6 +42,8 @@ import revecho
 HERE = pathlib.Path(__file__).resolve().parent
 LIMIT = 30  # seconds after which something hangs; no test takes nearly as long
 README = (HERE / "README.md").read_text(encoding="utf-8")
+# A shell lets what it starts in the background ignore Ctrl-C, and that would be inherited.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def has_ipv6():
