@@ -6,6 +6,7 @@ One file, standard library only; copy it wherever you need it.  Run it:
     python revecho.py server                   # listens on 127.0.0.1:2002 until Ctrl-C
     python revecho.py client hello             # prints olleh
     python revecho.py client < a_file          # prints it with every line reversed
+    python revecho.py ping                     # tells whether lines come back reversed, how fast
 
 Embed it, here with the client in the same program:
 
