@@ -321,7 +321,7 @@ class _State:
 
     def __init__(self) -> None:
         self.opened_at = time.monotonic()
-        # Written by the connection's own thread alone, without a lock:
+        # Written by the connection's own thread alone, in an exchange without a lock:
         self.idle_since = self.opened_at  # infinity while it is not the peer that we wait for
         self.may_wait = True  # in a receive, which then may have to be woken
         # Written by other threads alone, under the lock of _Connections:
@@ -394,9 +394,10 @@ class ReverseHandler(socketserver.StreamRequestHandler):
         """See to it that the last reply arrives."""
         super().finish()
         if not self._peer_ended:
-            # Draining has limits of its own, and shall not be woken.
-            self.state.idle_since, self.state.may_wait = math.inf, False
-            woken = self.state.woken
+            # Draining has limits of its own, and nobody shall wake it who is just about to.
+            with self.server.connections.lock:
+                self.state.idle_since, self.state.may_wait = math.inf, False
+                woken = self.state.woken
             quiet = 0 if woken and not self._told else self.drain_quiet  # 0: it is quiet already
             _drain(self.request, woken, quiet, self.drain_time, self.drain_limit)
         took, why = time.monotonic() - self.state.opened_at, self._why and f": {self._why}"
