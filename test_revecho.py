@@ -180,7 +180,7 @@ class Program(subprocess.Popen):
 class Server(revecho.ReverseServer):
     """Looks over its connections at once, so that tests need not wait for it."""
 
-    look_interval = 0.1
+    look_interval = 0.06
     running: ClassVar = set()
     looks = 0
 
