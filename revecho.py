@@ -80,14 +80,15 @@ def _limit(name: str, value: Any) -> Any:
 
 # Reversing: text and bytes, no sockets
 
-# Can any character here join another?  Of Latin, Greek, Cyrillic, Han, kana and Hangul none does.
-# The question is coarse: a class of several ranges above U+FFFF would take 200 times as long.
+# Two questions that spare most text the search for clusters.  Can any character here join another?
+# Of Latin, Greek, Cyrillic, Han, kana and Hangul none does.  The class is coarse, since one with
+# several ranges above U+FFFF would take 200 times as long.
 _JOINING = re.compile(
     "[\u0300-\u036f\u0483-\u0489\u0590-\u1dff\u200c\u200d\u20d0-\u20ff\u2c00-\u2dff\u302a-\u302f"
     "\u3099\u309a\ua640-\uabff\ud7b0-\ud7ff\ufb1e-\ufe2f\uff9e\uff9f\U00010000-\U0010ffff]"
 )
-# UTF-8 of these bytes alone, Latin, Greek and Cyrillic, has none either, and to find that out takes
-# a tenth of the time.
+# And for UTF-8, in a tenth of the time: are there other bytes than these, which are those of Latin,
+# Greek and Cyrillic?  (CC and CD begin the accents.)
 _ALONE = bytes({*range(0xD2)} - {0xCC, 0xCD})
 
 
@@ -161,7 +162,8 @@ class _Lines:
         end = data.rfind(b"\n") + 1
         if len(self.begun) + len(data) > self.max_line:  # only the first can be too long
             first = data[: data.find(b"\n")] if end else data
-            self._check_length(len(self.begun) + len(first) - (first or self.begun).endswith(b"\r"))
+            cr = (first or self.begun).endswith(b"\r")  # of the ending, or perhaps of one to come
+            self._check_length(len(self.begun) + len(first) - cr)
         whole = bytes(self.begun) + data[:end] if end else b""
         if end:
             self.begun.clear()
@@ -212,33 +214,43 @@ def _unacknowledged(connection: socket.socket) -> int:
 
 
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # Windows has no poll
+_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+
+
+def _ready(wanted: dict[socket.socket, int], seconds: float | None) -> dict[Any, int]:
+    """Wait until a socket is ready for what is wanted of it; tell which are, and for what."""
+    with _Selector() as selector:
+        for connection, events in wanted.items():
+            selector.register(connection, events)
+        return {key.fileobj: events for key, events in selector.select(seconds)}
 
 
 def _readable(connection: socket.socket) -> bool:
     """Tell whether a receive, or accept, would return at once."""
-    if connection.fileno() < 0:  # closed: it would fail at once
+    try:
+        return bool(_ready({connection: _READ}, 0))
+    except ValueError:  # it is closed, and would fail at once
         return True
-    with _Selector() as selector:
-        selector.register(connection, selectors.EVENT_READ)
-        return bool(selector.select(0))
 
 
 def _drain(
-    connection: socket.socket, woken: bool, quiet: float, seconds: float, limit: int
+    connection: socket.socket, woken: bool, quiet: float, end: Callable[[], float], limit: int
 ) -> None:
     """End our side; then read and drop what the peer sends until it is quiet and has all replies.
 
     To close with input unread, or before more comes in, would reset the connection, and destroy
-    replies on their way.  If it was *woken* by SHUT_RD, a receive never waits.  *quiet* seconds
-    without input make a peer quiet; one that goes on has some *seconds*, and a *limit* in bytes.
+    replies on their way.  *quiet* seconds without input make a peer quiet.  One that goes on is
+    cut at the *end*, by time.monotonic(), or after *limit* bytes.
+
+    If its thread was *woken* by SHUT_RD, both sides must not end: then Linux would answer any more
+    input by a reset.  And a receive gives an empty result at once.
     """
-    left, deadline = limit, time.monotonic() + seconds
-    quiet_at = time.monotonic() + quiet
+    left, quiet_at = limit, time.monotonic() + quiet
     with contextlib.suppress(OSError):  # the peer may be gone
-        if not woken:  # with both sides ended, Linux resets the connection at any further input
+        if not woken:
             connection.shutdown(socket.SHUT_WR)
         connection.settimeout(0.05)
-        while left > 0 and time.monotonic() < deadline:
+        while left > 0 and time.monotonic() < end():
             if time.monotonic() >= quiet_at and not _unacknowledged(connection):
                 break
             with contextlib.suppress(socket.timeout):
@@ -257,7 +269,8 @@ class _Workers(dict[threading.Thread, queue.SimpleQueue[Any]]):
     """The threads that serve connections, each one after the other, and their inboxes.
 
     Starting a thread costs more than everything else that a short connection needs.  All methods
-    are for the thread that accepts; a worker itself only adds itself to those that are idle.
+    are for the thread that accepts, and for the one that closes the server after that.  A worker
+    itself only adds itself to those that are idle.
     """
 
     def __init__(self, serve: Callable[[Any, Any], None]) -> None:
@@ -279,7 +292,7 @@ class _Workers(dict[threading.Thread, queue.SimpleQueue[Any]]):
         self._idle.pop().put((request, client_address))
 
     def end_idle(self) -> None:
-        """End those that are idle, and forget those that have ended."""
+        """End those that are idle, so that a crowd leaves none; forget those that have ended."""
         while self._idle:
             self._idle.pop().put(None)
         for thread in [thread for thread in self if not thread.is_alive()]:
@@ -300,9 +313,9 @@ class _Workers(dict[threading.Thread, queue.SimpleQueue[Any]]):
 
 # One connection
 
-# Three kinds of threads meet from here on.  One accepts: it runs serve_forever(), and when that has
-# ended, the thread that closes the server takes over.  One serves each connection, and nobody else
-# receives, sends or closes there.  Any other thread may close the server.
+# Three kinds of threads meet from here on.  One accepts, in serve_forever(); when that has ended,
+# the one that closes the server takes over, which may be any.  And one serves each connection:
+# others may shut the connection down, but do not receive, send or close there.
 
 _IDLE, _STOPPING = "idle", "stopping"  # why the server asks a connection to end
 
@@ -323,7 +336,7 @@ class _State:
         self.opened_at = time.monotonic()
         # Written by the connection's own thread alone, in an exchange without a lock:
         self.idle_since = self.opened_at  # infinity while it is not the peer that we wait for
-        self.may_wait = True  # in a receive, which then may have to be woken
+        self.may_wait = True  # in a receive, of which it may have to be woken; as any handle() may
         # Written by other threads alone, under the lock of _Connections:
         self.asked = ""  # to end, and why
         self.woken = False  # by SHUT_RD, after which an empty receive is not the peer's end
@@ -342,9 +355,8 @@ class ReverseHandler(socketserver.StreamRequestHandler):
     rbufsize = 0  # nothing here reads from rfile; its buffer would be memory for nothing
     drain_quiet, drain_time, drain_limit = 0.5, 5.0, 1 << 30  # seconds, seconds, bytes: _drain()
     answered = 0  # bytes
-    _peer_ended = False  # its side
     _told = False  # has an error been sent to the peer?
-    _why = ""  # why the connection ended; empty if the peer ended it
+    _why = "the handler ended it"  # why the connection ended; empty if the peer ended its side
 
     def __str__(self) -> str:
         return _address(self.client_address)
@@ -382,7 +394,7 @@ class ReverseHandler(socketserver.StreamRequestHandler):
                 del data, whole  # large, perhaps, and the next ones long in coming
             if last := self._lines.last():
                 self._answer(last)
-            self._peer_ended = True
+            self._why = ""
         except ProtocolError as error:
             self._tell(str(error), error.reply)
         except _EndedError as end:
@@ -393,13 +405,14 @@ class ReverseHandler(socketserver.StreamRequestHandler):
     def finish(self) -> None:
         """See to it that the last reply arrives."""
         super().finish()
-        if not self._peer_ended:
+        if self._why:
             # Draining has limits of its own, and nobody shall wake it who is just about to.
             with self.server.connections.lock:
                 self.state.idle_since, self.state.may_wait = math.inf, False
                 woken = self.state.woken
             quiet = 0 if woken and not self._told else self.drain_quiet  # 0: it is quiet already
-            _drain(self.request, woken, quiet, self.drain_time, self.drain_limit)
+            end = time.monotonic() + self.drain_time
+            _drain(self.request, woken, quiet, lambda: min(end, self.server.end), self.drain_limit)
         took, why = time.monotonic() - self.state.opened_at, self._why and f": {self._why}"
         log.info("%s gone after %.1f s, %d bytes answered%s", self, took, self.answered, why)
 
@@ -413,6 +426,8 @@ class ReverseHandler(socketserver.StreamRequestHandler):
                     raise _EndedError(state.asked)
                 self.request.settimeout(0)  # for what has arrived, and no more
             data = self.request.recv(self._size)
+            if state.asked:
+                self.request.settimeout(None)
         except OSError as error:
             raise _EndedError(state.asked or error.strerror or error) from error
         state.may_wait = False
@@ -431,8 +446,6 @@ class ReverseHandler(socketserver.StreamRequestHandler):
     def _send(self, data: bytes) -> None:
         self.state.idle_since = time.monotonic()  # for the peer to read
         try:
-            if self.state.asked:
-                self.request.settimeout(None)  # which _receive() may have set to 0
             self.request.sendall(data)
         except OSError as error:
             raise _EndedError(self.state.asked or error.strerror or error) from error
@@ -442,6 +455,7 @@ class ReverseHandler(socketserver.StreamRequestHandler):
         self._why, self._told = message, True
         with contextlib.suppress(_EndedError):  # it may be gone
             self._send(reply + f"error: {message}\n".encode("utf-8", "surrogateescape"))
+            self.answered += len(reply)
 
 
 # All connections
@@ -473,6 +487,7 @@ class _Connections(dict[socket.socket, _State]):
                 if state.idle_since > since:
                     continue
                 if why == state.asked == _IDLE:  # since an earlier look: a send hangs, for one
+                    state.woken = True
                     _shut(connection, socket.SHUT_RDWR)
                 state.asked = why  # before the look at `may_wait`: see _State
                 # Who has something to receive does not wait, and must be able to tell the end of
@@ -483,7 +498,8 @@ class _Connections(dict[socket.socket, _State]):
 
     def cut(self) -> None:
         with self.lock:
-            for connection in self:
+            for connection, state in self.items():
+                state.asked, state.woken = _STOPPING, True
                 _shut(connection, socket.SHUT_RDWR)
 
     def wait(self, condition: Callable[[], bool], seconds: float) -> None:
@@ -510,14 +526,13 @@ class ReverseServer(socketserver.ThreadingTCPServer):
 
     Call serve_forever(), and server_close() (or leave the ``with`` block) to stop.
 
-    The limits are attributes too:
+    Its attributes, of which it takes the first four by name:
 
     max_connections  connections served at a time; the others wait in the listen queue
     max_line         bytes in a line, its ending not counted
     idle_timeout     seconds that a connection may stay open with no line answered; 0 means for ever
     grace            seconds for finishing what has been received when the server stops
-
-    len(server.connections) tells how many connections are open.
+    connections      those that are open; len(server.connections) tells how many
 
     Raises OSError if it cannot listen there, OverflowError for a port and ValueError for a limit
     out of range.
@@ -528,7 +543,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
     request_queue_size = 4096  # the kernel takes it down to its own limit
     look_interval = 0.5  # seconds between looks for what is idle, and for room that was missing
     stopping = False
-    deadline: float  # when it stops: until when to receive, by time.monotonic()
+    deadline = end = math.inf  # when it stops: until when to receive, and to be open at all
 
     def __init__(
         self,
@@ -583,12 +598,14 @@ class ReverseServer(socketserver.ThreadingTCPServer):
                 self.connections.ask_to_end(_IDLE, now - self.idle_timeout)
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept a connection, when there is room and a thread for it; OSError if not."""
+        """Accept a connection, when there is room and a thread for it; OSError if not.
+
+        A subclass can wrap the connection here, and only here, by TLS for example.
+        """
         count = len(self.connections)
-        if self._is_full():
+        if count >= self.max_connections:
             self._wait_for_room(count, f"{count} connections are open")
-            if self._is_full():
-                raise BlockingIOError
+            raise BlockingIOError  # to be called again, if somebody waits still
         try:
             self._workers.reserve()
             connection, client_address = super().get_request()
@@ -614,8 +631,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
         """Log an exception of the handler's own."""
-        error = sys.exc_info()[1]
-        log.error("%s: the handler failed", _address(client_address), exc_info=error)
+        log.error("%s: the handler failed", _address(client_address), exc_info=sys.exc_info())
 
     def server_close(self) -> None:
         """Stop listening, answer every line that has been received, and close everything.
@@ -630,17 +646,19 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         with self._close_lock:
             if self.stopping:  # all done; or a signal's handler calls this in the midst of it
                 return
-            self.deadline = time.monotonic() + 0.9 * self.grace  # the rest is for a good end
+            self.end = time.monotonic() + self.grace
+            self.deadline = self.end - 0.1 * self.grace  # the rest is for a good end
             self.stopping = True
-            end = self.deadline + 0.1 * self.grace
             try:
                 self._stop_listening()
-                while self.connections and time.monotonic() < end:
-                    self._ask_all_to_end(end, lambda: not self.connections)
+                while self.connections and time.monotonic() < self.end:
+                    self._ask_all_to_end(lambda: not self.connections, self.end)
             finally:  # if Ctrl-C interrupts this, too
+                if self.connections:  # which do not end, and perhaps not even if they are cut
+                    self.end = time.monotonic()
                 super().server_close()
                 self.connections.cut()
-                self._workers.end(end + self.look_interval)  # leaves a respond() that hangs
+                self._workers.end(self.end + self.look_interval)
 
     def _stop_listening(self) -> None:
         """Have serve_forever() end, accept those who wait in the listen queue, close the socket."""
@@ -653,20 +671,15 @@ class ReverseServer(socketserver.ThreadingTCPServer):
             self.connections.lock.notify_all()  # serve_forever() may wait for room
         with self._accept_lock, contextlib.suppress(_NotAcceptingError):
             for _ in range(self.request_queue_size if somebody_waits else 0):
-                while self._is_full() and time.monotonic() < self.deadline:
-                    self._ask_all_to_end(self.deadline, lambda: not self._is_full())
-                if self._is_full() or not _readable(self.socket):
+                if time.monotonic() >= self.deadline or not _readable(self.socket):
                     break
                 self._handle_request_noblock()
         super().server_close()
 
-    def _ask_all_to_end(self, end: float, condition: Callable[[], bool]) -> None:
+    def _ask_all_to_end(self, condition: Callable[[], bool], end: float) -> None:
         """Ask them, and wait for the condition; not long, as a handle() may not have looked."""
         self.connections.ask_to_end(_STOPPING)
         self.connections.wait(condition, min(self.look_interval, end - time.monotonic()))
-
-    def _is_full(self) -> bool:
-        return bool(len(self.connections) >= self.max_connections)
 
     def _handle_request_noblock(self) -> None:
         """As in socketserver, but a verify_request() that raises costs only that connection."""
@@ -687,7 +700,10 @@ class ReverseServer(socketserver.ThreadingTCPServer):
 
     def _wait_for_room(self, count: int, why: str) -> None:
         """Wait for fewer than *count* connections; log it, once for as long as it goes on."""
-        if time.monotonic() > self._crowded_at + 1 and not self.stopping:
+        if self.stopping:
+            self._ask_all_to_end(lambda: len(self.connections) < count, self.deadline)
+            return
+        if time.monotonic() > self._crowded_at + 1:
             log.warning("cannot accept, others wait: %s", why)
         self.connections.wait(
             lambda: self.stopping or len(self.connections) < count, self.look_interval

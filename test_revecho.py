@@ -781,6 +781,8 @@ class ConnectionTest(Case):
             with running_server(**{step: fail}) as server:
                 self.assertEqual([self.exchange(server, data) for _ in "12"], [b""] * 2)
             self.assertEqual(held(), before)
+            if step == "respond":
+                self.assertRegex(self.logged()[1], "0 bytes answered: the handler ended it$")
             for message in self.warned():
                 self.assertRegex(message, r"^127\.0\.0\.1:\d+: the handler failed Traceback$")
             failures = [record.exc_info[0] for record in self.records if record.exc_info]
@@ -803,7 +805,8 @@ class ConnectionTest(Case):
         self.ask(connection, b"1\n")
         connection.sendall(b"2\n-3\n" + b"4\n" * 100_000)
         self.assertEqual(receive(connection), b"2\n" + error)
-        until(lambda: not server.connections)
+        self.assertIn(", 4 bytes answered: none below", self.until_logged(" gone ")[1])
+        self.assertIn(", 4 bytes answered: none below", self.until_logged(" gone ")[-1])
         self.assertEqual(self.warned(), [])
 
     def tls_contexts(self):
@@ -1189,6 +1192,19 @@ class ServerTest(Case):
             self.assertEqual(len(self.warned()), count, errors)
             self.records.clear()
 
+    def test_those_in_the_listen_queue_get_room(self):
+        """Also in the course of a stop."""
+
+        def errors():
+            while True:
+                yield OSError(errno.EMFILE, "") if len(server.connections) > 1 else None
+
+        server, _ = self.serve_failing(errors())
+        crowd = self.crowd(6, server)
+        until(self.warned)
+        server.server_close()
+        self.assertEqual([receive(each) for each in crowd], [b"olleh\n"] * 6)
+
     def test_a_broken_listener(self):
         """It ends serve_forever() with the error."""
         for number in (errno.EBADF, errno.EINVAL, errno.ENOTSOCK):
@@ -1448,12 +1464,34 @@ class StoppingTest(Case):
         self.assertEqual(receive(connection, 300_000), b"olleh\n" * 50_000)
         connection.close()
 
+    def test_replies_on_their_way_have_no_longer_than_the_grace(self):
+        threads, _ = held()
+        server, _ = self.answered_but_not_read(grace=0.2, drain_time=LONG)
+        server.server_close()
+        until(lambda: held()[0] == threads)
+
     def test_large_replies_are_sent_in_full(self):
-        server, connection, gate = self.busy(respond=lambda _, lines: lines * 10_000)
+        """Also if the handler sends a part itself."""
+
+        def respond(handler, lines):
+            handler.wfile.write(lines * 5000)
+            return lines * 5000
+
+        server, connection, gate = self.busy(respond=respond)
         connection.sendall(b"hello\n" * 1000)
         self.closing(server)
         gate.open()
         self.assertEqual(len(receive(connection)), 1001 * 6 * 10_000)
+
+    def test_a_line_that_the_stop_has_cut_is_not_answered(self):
+        """Also if there is no grace."""
+        seen = []
+        server = self.serve(respond=lambda _, lines: seen.append(lines) or lines, grace=0)
+        connection = self.connect(server, b"half")
+        (inside,) = until(lambda: list(server.connections))
+        until(lambda: not readable(inside))
+        server.server_close()
+        self.assertEqual((receive_until_gone(connection), seen), (b"", []))
 
     def test_end_of_the_clients_side_is_not_taken_for_the_servers(self):
         """Where a handler is about to receive, and the end has arrived by then."""
@@ -1472,14 +1510,20 @@ class StoppingTest(Case):
 
     def test_interrupted(self):
         """By Ctrl-C: then it cuts at once what is left, and waits for nobody who hangs."""
-        threads, _ = held()
-        server = Server(("127.0.0.1", 0), Handler, grace=LONG)
-        server.verify_request = mock.Mock(side_effect=KeyboardInterrupt)
-        connection = self.connect(server)
+        threads, gate = held()[0], self.gate()
+
+        def handle(handler):
+            handler.request.recv(6)
+            gate.wait()
+
+        server = Server(("127.0.0.1", 0), subclass(Handler, handle=handle), grace=LONG)
+        server.verify_request = mock.Mock(side_effect=[True, KeyboardInterrupt])
+        hanging, other = self.crowd(2, server)
         with self.assertRaises(KeyboardInterrupt):
             server.server_close()
         self.assertEqual(server.socket.fileno(), -1)
-        self.assertEqual(receive_until_gone(connection), b"")
+        self.assertEqual([receive_until_gone(each) for each in (hanging, other)], [b""] * 2)
+        gate.open()
         until(lambda: held()[0] <= threads)
 
     def test_of_a_handler_that_does_not_look(self):
