@@ -28,6 +28,7 @@ Extend it: subclass the handler and override one method.
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import errno
 import io
@@ -773,15 +774,15 @@ def request(text: str, host: str = HOST, port: int = PORT, timeout: float = 10.0
 
     *timeout* is in seconds, for connecting and for each wait for a part of the reply.
 
-    Raises ValueError if *text* holds a line ending; ReplyError if the reply is an error, more than
-    one line, a line of more than 64 MiB that is also longer than *text*, or missing; and OSError if
-    the connection fails or takes too long.
+    Raises ValueError if *text* holds a line ending; ReplyError if the reply is an error, missing,
+    more than one line (where they come at once), or one of more than 64 MiB that is also longer
+    than *text*; and OSError if the connection fails or takes too long.
 
     >>> with running_server() as server:
     ...     request("raw", *server.server_address[:2])
     'war'
     """
-    line = _line(text)
+    line = _whole_line(text)
     with _Connection(host, port, timeout) as connection:
         return connection.ask(line)[:-1].decode("utf-8", "surrogateescape")
 
@@ -809,55 +810,45 @@ def stream(
     10
     b'evil\nrats\n'
     """
-    return _stream(source, sink, _Unanswered(), host, port, timeout)
+    return _stream(source, sink, host, port, timeout)
 
 
 def _stream(
-    source: BinaryIO, sink: BinaryIO, unanswered: _Unanswered, host: str, port: int, timeout: float
+    source: BinaryIO, sink: BinaryIO, host: str, port: int, timeout: float, check: bool = False
 ) -> int:
-    unsent = memoryview(b"")
-    with contextlib.ExitStack() as stack:
-        connection = stack.enter_context(_Connection(host, port, timeout))
-        feed = stack.enter_context(_reading(source))
-        # To wait for input, for room to send, or for neither; and each time for replies.
-        new = selectors.DefaultSelector
-        to_read, to_send, full = (stack.enter_context(new()) for _ in range(3))
-        to_read.register(feed, selectors.EVENT_READ)
-        to_read.register(connection.socket, selectors.EVENT_READ)
-        to_send.register(connection.socket, selectors.EVENT_READ | selectors.EVENT_WRITE)
-        full.register(connection.socket, selectors.EVENT_READ)
-        late_at = math.inf
-        while unanswered.owed or feed in to_read.get_map():
-            selector = to_send if unsent else to_read if unanswered.owed < _LARGE else full
-            expected = bool(unsent or unanswered.owed)  # that the server does something
-            ready = selector.select(late_at - time.monotonic() if expected else None)
-            # To send is progress only as long as no reply is owed.
-            progress = selectors.EVENT_READ if unanswered.owed else ~0
-            moved = not expected or any(
-                key.fileobj is not feed and events & progress for key, events in ready
-            )
-            for key, events in ready:
-                if key.fileobj is feed:
-                    data = feed.recv(_BLOCK)
-                    unanswered.add(data)
-                    unsent = memoryview(data)
-                    if not data:
-                        to_read.unregister(feed)
-                        # Only then: to many relays the end of one side is the end of both.
-                        if unanswered.finish():
-                            _shut(connection.socket, socket.SHUT_WR)
-                elif events & selectors.EVENT_READ:
-                    data = connection.receive()
-                    if not data:
-                        raise connection.ended(unanswered.sent, unanswered.came)
-                    _write(sink, data)
-                    unanswered.answer(data)
-                else:
-                    unsent = unsent[connection.send(unsent) :]
-            if moved:
+    """As stream(); *check* the replies byte by byte."""
+    unsent, unanswered = memoryview(b""), _Unanswered(check)
+    ended, late_at = False, math.inf
+    with _Connection(host, port, timeout) as connection, _reading(source) as feed:
+        server = connection.socket
+        while unanswered.owed or not ended:
+            owed = unanswered.owed
+            wanted = {server: _READ | _WRITE if unsent else _READ}
+            if not (ended or unsent or owed >= _LARGE):
+                wanted[feed] = _READ
+            expected = bool(owed or unsent)  # that the server does something
+            ready = _ready(wanted, max(0, late_at - time.monotonic()) if expected else None)
+            if feed in ready:
+                data = feed.recv(_BLOCK)
+                unanswered.add(data)
+                unsent, ended = memoryview(data), not data
+                # Only then: to many relays the end of one side is the end of both.
+                if ended and unanswered.finish():
+                    _shut(server, socket.SHUT_WR)
+            events = ready.get(server, 0)
+            if events & _READ:
+                data = connection.receive()
+                if not data:
+                    raise connection.ended_error(unanswered.sent, unanswered.came)
+                _write(sink, data)
+                unanswered.take(data)
+            elif events & _WRITE:
+                unsent = unsent[connection.send(unsent) :]
+            # As long as a reply is owed, only to receive is progress.
+            if not expected or events & (_READ if owed else _READ | _WRITE):
                 late_at = time.monotonic() + timeout
             elif time.monotonic() >= late_at:
-                raise connection.late(unanswered.came)
+                raise connection.late_error(unanswered.came)
     return unanswered.answered
 
 
@@ -908,7 +899,7 @@ class _Connection:
         if not 0 < timeout <= _LONGEST_WAIT:
             raise ValueError(f"timeout must be above 0 and at most {_LONGEST_WAIT} seconds")
         self.timeout = timeout
-        self.end = "the connection ended"
+        self.outcome = "the connection ended"
         try:
             self.socket = socket.create_connection((host, port), timeout)
         except OSError as error:
@@ -927,20 +918,21 @@ class _Connection:
 
     def ask(self, line: bytes) -> bytes:
         """Send a line and return the line that comes back."""
-        reply = bytearray()
-        try:
-            unsent = memoryview(line)
-            while unsent:
-                unsent = unsent[self.send(unsent) :]
-            while b"\n" not in (data := self.receive()):
+        unsent, reply, data = memoryview(line), bytearray(), b""
+        while b"\n" not in data:
+            # Both at the same time: who refuses a line need not have read all of it.
+            ready = _ready({self.socket: _READ | _WRITE if unsent else _READ}, self.timeout)
+            if not ready:
+                raise self.late_error(reply)
+            if ready[self.socket] & _READ:
+                data = self.receive()
                 reply += data
                 if not data:
-                    raise self.ended(line, reply)
+                    raise self.ended_error(line, reply)
                 if len(reply) > max(len(line), _LARGE):
                     raise ReplyError(f"a reply without end: {_quote(reply)}")
-            reply += data
-        except socket.timeout as error:
-            raise self.late(reply) from error
+            else:
+                unsent = unsent[self.send(unsent) :]
         if reply.startswith(b"error: ") and reply != reverse_lines(line):
             raise _refusal(reply, len(line))
         if reply.index(b"\n") + 1 < len(reply):
@@ -952,7 +944,7 @@ class _Connection:
         try:
             return self.socket.send(data)
         except ConnectionError:  # receive() will tell, after what the server may have said before
-            self.end = "the connection was reset"
+            self.outcome = "the connection was reset"
             return len(data)
 
     def receive(self) -> bytes:
@@ -960,19 +952,19 @@ class _Connection:
         try:
             return self.socket.recv(_BLOCK)
         except ConnectionError:
-            self.end = "the connection was reset"
+            self.outcome = "the connection was reset"
             return b""
 
-    def late(self, came: bytes | bytearray) -> TimeoutError:
+    def late_error(self, came: bytes | bytearray) -> TimeoutError:
         what = f"no end of the reply {_quote(came)}" if came else "no reply"
         return TimeoutError(f"{what} within {self.timeout:g} s")
 
-    def ended(self, sent: bytes | bytearray, came: bytes | bytearray) -> ReplyError:
+    def ended_error(self, sent: bytes | bytearray, came: bytes | bytearray) -> ReplyError:
         if not sent:
-            return ReplyError(f"{self.end} before the input did")
+            return ReplyError(f"{self.outcome} before the input did")
         left = max(len(sent) - len(came), 1)  # the ending at least
         only = f", only {_quote(came)} came" if came else ""
-        return ReplyError(f"{self.end}; bytes left unanswered: {left}{only}")
+        return ReplyError(f"{self.outcome}; bytes left unanswered: {left}{only}")
 
 
 class _Unanswered:
@@ -994,10 +986,11 @@ class _Unanswered:
 
     def finish(self) -> bool:
         """Note the end of what is sent; return whether it finishes a line."""
-        finishes, self.owed = self.owed < len(self.sent), len(self.sent)
-        return finishes
+        unfinished = self.owed < len(self.sent)
+        self.owed = len(self.sent)
+        return unfinished
 
-    def answer(self, data: bytes) -> None:
+    def take(self, data: bytes) -> None:
         """Take what has come; raise a ReplyError if it is not a reply."""
         self.came += data
         whole = self.came.rfind(b"\n") + 1 if b"\n" in data else 0
@@ -1018,27 +1011,26 @@ class _Unanswered:
         if replies == reverse_lines(lines):
             self.lines += lines.count(b"\n")
             return
-        at = 0
-        for line, reply in zip(io.BytesIO(self.sent), io.BytesIO(replies)):
-            self.lines += 1
+        at, sent = 0, io.BytesIO(self.sent)
+        for number, reply in enumerate(io.BytesIO(replies), self.lines + 1):
+            line = sent.readline()  # nothing, if more has come than the replies
             if reply.startswith(b"error: ") and reply != reverse_lines(line):
                 raise _refusal(reply, len(self.sent) - at)
-            if self.check:
-                _check(line, reply, self.answered + at, f", line {self.lines}")
+            if self.check and line:
+                _check(line, reply, self.answered + at, f", line {number}")
             at += len(reply)
 
 
 def _check(line: bytes, reply: bytes, before: int = 0, where: str = "") -> None:
     """Raise a ReplyError if *reply*, after so many bytes, is not the reverse of *line*."""
     due = reverse_lines(line)
-    if reply != due:
-        kind = "an echo" if reply == line else "not the reverse"
-        pairs = enumerate(itertools.zip_longest(reply, due))
-        at = next(at for at, (a, b) in pairs if a != b)
-        where = f"at byte {before + at + 1}{where}"
-        shown = slice(max(at - 8, 0), None)
-        came, expected = _quote(reply[shown]), _quote(due[shown])
-        raise ReplyError(f"{kind} {where}: {came} came, {expected} should have come")
+    if reply == due:
+        return
+    kind = "an echo" if reply == line else "not the reverse"
+    at = len([*itertools.takewhile(lambda pair: pair[0] == pair[1], zip(reply, due))])
+    came, expected = (_quote(data[max(at - 8, 0) :]) for data in (reply, due))
+    where = f"at byte {before + at + 1}{where}"
+    raise ReplyError(f"{kind} {where}: {came} came, {expected} should have come")
 
 
 def _refusal(reply: bytes | bytearray, unanswered: int) -> ReplyError:
@@ -1056,7 +1048,7 @@ def _encode(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape") + b"\n"
 
 
-def _line(text: str) -> bytes:
+def _whole_line(text: str) -> bytes:
     line = _encode(text)
     if b"\n" in line[:-1] or line.endswith(b"\r\n"):
         raise ValueError("a line ending within the text")
@@ -1097,8 +1089,8 @@ def _complain(args: argparse.Namespace, error: Exception) -> None:
         print(f"revecho: {_address((args.host, args.port))}: {_reason(error)}", file=sys.stderr)
 
 
-def _reason(error: Exception) -> Any:
-    return getattr(error, "strerror", None) or error
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -1173,7 +1165,7 @@ def _number(kind: type[float], least: float, most: int) -> Callable[[str], float
 
 def _message(text: str) -> str:
     try:
-        _line(text)
+        _whole_line(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
     return text
@@ -1182,7 +1174,7 @@ def _message(text: str) -> str:
 def _run_server(args: argparse.Namespace) -> int:
     if args.reuse_port and not hasattr(socket, "SO_REUSEPORT"):
         args.error("--reuse-port is not supported on this system")
-    ended: queue.SimpleQueue[None] = queue.SimpleQueue()
+    ended: queue.SimpleQueue[None] = queue.SimpleQueue()  # safe in a signal's handler, unlike Event
 
     def stop(*_: Any) -> None:
         for each in (signal.SIGINT, signal.SIGTERM):
@@ -1234,18 +1226,18 @@ def _run_client(args: argparse.Namespace) -> int:
             file.reconfigure(errors="surrogateescape")
     if args.message:
         _say(args)
-        for answer in _typed("Do you want to continue (y/n)? ") if args.ask else ():
-            if answer.strip().lower() in ("n", "no"):
+        answers = _typed("Do you want to continue (y/n)? ") if args.ask else ()
+        for answer in (typed.strip().lower() for typed in answers):
+            if answer in ("n", "no"):
                 break
-            if answer.strip().lower() in ("y", "yes"):
+            if answer in ("y", "yes"):
                 _say(args)
     elif sys.stdin and sys.stdin.isatty() and sys.stdout.isatty():
         _prompt(args)
     else:
         _require(sys.stdin, "standard input")
         with open(0, "rb", 0, closefd=False) as source, _Output(1, "w", closefd=False) as sink:
-            unanswered = _Unanswered(args.check)
-            _stream(source, sink, unanswered, args.host, args.port, args.timeout)
+            _stream(source, sink, args.host, args.port, args.timeout, args.check)
     return 0
 
 
@@ -1257,12 +1249,12 @@ class _Output(io.FileIO):
 
 @contextlib.contextmanager
 def _writing() -> Iterator[None]:
-    """Let an error of standard output not pass for one of the connection."""
+    """Let an error of standard output not pass for one of the connection; then print no more."""
     try:
         yield
     except OSError as error:
         error.strerror = f"standard output: {error.strerror}"
-        # Python tries once more at exit to write what is in the buffer.
+        # At exit Python tries once more to write what is in the buffer.
         with contextlib.suppress(OSError), open(os.devnull, "wb") as nothing:
             os.dup2(nothing.fileno(), sys.stdout.fileno())
         raise
@@ -1300,16 +1292,15 @@ def _typed(prompt: str) -> Iterator[str]:
     seen = sys.stdout if sys.stdout.isatty() else sys.stderr
     if sys.stdin is None:  # closed
         sys.stdin = io.StringIO()
-    while True:
-        with contextlib.redirect_stdout(seen):
-            try:
-                line = input(prompt)
-            except (EOFError, KeyboardInterrupt) as end:
-                print()  # leaves the prompt's line
-                if isinstance(end, EOFError):
-                    return
-                raise
-        yield line
+    with contextlib.suppress(EOFError):
+        while True:
+            with contextlib.redirect_stdout(seen):
+                try:
+                    line = input(prompt)
+                except (EOFError, KeyboardInterrupt):
+                    print()  # leaves the prompt's line
+                    raise
+            yield line
 
 
 def _run_ping(args: argparse.Namespace) -> int:
@@ -1317,39 +1308,36 @@ def _run_ping(args: argparse.Namespace) -> int:
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # to sum up as after Ctrl-C
     address = _address((args.host, args.port))
-    probes: list[tuple[float, float] | None] = []  # milliseconds; None for a failure
-    with contextlib.suppress(KeyboardInterrupt), _writing():
-        for number in itertools.islice(itertools.count(1), args.count):
-            started = time.monotonic()
-            try:
-                connect, reply = _probe(args)
-            except OSError as error:
-                probes.append(None)
-                outcome = f"failed: {_reason(error)}"
-            else:
-                probes.append((connect, reply))
-                outcome = f"{args.size} bytes reversed, {connect=:.2f} ms {reply=:.2f} ms"
-            print(f"{address}: seq={number} {outcome}", flush=True)
-            if number != args.count:
-                time.sleep(max(0, started + args.interval - time.monotonic()))
-    good = [times for times in probes if times]
-    print(f"\n--- {address} ---")
-    print(f"{len(probes)} sent, {len(good)} reversed, {len(probes) - len(good)} failed")
-    for name, times in zip(("connect", "reply"), zip(*good)):
-        figures = "/".join(f"{f(times):.2f}" for f in (min, statistics.median, max))
-        print(f"{name} min/median/max = {figures} ms")
-    sys.stdout.flush()
-    return 0 if good and len(good) == len(probes) else 1
-
-
-_LETTERS = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_"
+    failed, due_at = 0, time.monotonic()
+    good: list[tuple[float, float]] = []  # milliseconds to connect, and to the reply
+    with _writing():
+        with contextlib.suppress(KeyboardInterrupt):
+            for number in itertools.islice(itertools.count(1), args.count):
+                time.sleep(max(0, due_at - time.monotonic()))
+                due_at = time.monotonic() + args.interval
+                try:
+                    connect, reply = _probe(args)
+                except OSError as error:
+                    failed += 1
+                    outcome = f"failed: {_reason(error)}"
+                else:
+                    good.append((connect, reply))
+                    outcome = f"{args.size} bytes reversed, {connect=:.2f} ms {reply=:.2f} ms"
+                print(f"{address}: seq={number} {outcome}", flush=True)
+        print(f"\n--- {address} ---")
+        print(f"{len(good) + failed} sent, {len(good)} reversed, {failed} failed")
+        for name, times in zip(("connect", "reply"), zip(*good)):
+            figures = "/".join(f"{f(times):.2f}" for f in (min, statistics.median, max))
+            print(f"{name} min/median/max = {figures} ms")
+        sys.stdout.flush()
+    return 0 if good and not failed else 1
 
 
 def _probe(args: argparse.Namespace) -> tuple[float, float]:
     """Send a random line; return the milliseconds to connect and those to the reply."""
     line = b""
     while line == line[::-1]:  # else an echo would pass
-        line = os.urandom(args.size).translate(_LETTERS * 4)  # each as likely as the others
+        line = base64.urlsafe_b64encode(os.urandom(args.size))[: args.size]
     line += b"\n"
     started = time.perf_counter()
     with _Connection(args.host, args.port, args.timeout) as connection:

@@ -1840,6 +1840,7 @@ class RequestTest(ClientCase):
         for server, message, lengths in (
             (self.serve(max_line=10), "line longer than 10 bytes", (11, 31, 32, 33, 10_000_000)),
             (self.other_server(lambda it: it.sendall(b"error: no\n")), "no", (50_000_000,)),
+            (self.other_server(lambda it: it.sendall(b"error: no\n") or 1), "no", (50_000_000,)),
         ):
             for length in lengths:
                 with self.assertRaisesRegex(revecho.ReplyError, f"^error: {message};"):
@@ -1960,6 +1961,7 @@ class StreamTest(ClientCase):
         source, _ = self.pipe()
         for serve, message in (
             (end, "the connection ended before the input did"),
+            (lambda it: it.sendall(b"error: busy\n"), "error: busy; bytes left unanswered: 0"),
         ):
             with self.assertRaisesRegex(revecho.ReplyError, f"^{message}$"):
                 self.stream(source, self.other_server(serve))
@@ -2448,6 +2450,13 @@ class PingTest(ClientCase):
             self.assertRegex(out.decode(), rf"\A\n--- .*\n{shown}\Z")
             self.assertEqual((ping.returncode, err), (status, b""))
             gate.open()
+
+    def test_standard_output_closed_before_the_summary(self):
+        ping = self.start(f"ping {to(self.serve())} --interval 100")
+        ping.stdout.readline()
+        ping.stdout.close()
+        ping.send_signal(signal.SIGINT)
+        self.assertEqual((ping.wait(LIMIT), ping.stderr.read()), (0, b""))
 
     def test_interval(self):
         start = time.monotonic()
