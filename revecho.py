@@ -488,7 +488,6 @@ class _Connections(dict[socket.socket, _State]):
                 if state.idle_since > since:
                     continue
                 if why == state.asked == _IDLE:  # since an earlier look: a send hangs, for one
-                    state.woken = True
                     _shut(connection, socket.SHUT_RDWR)
                 state.asked = why  # before the look at `may_wait`: see _State
                 # Who has something to receive does not wait, and must be able to tell the end of
