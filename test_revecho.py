@@ -299,10 +299,16 @@ class Case(unittest.TestCase):
 
     def busy(self, data=b"hello\n", step="respond", **changes):
         """Return a server whose first client waits in a step, that client, and a gate to open."""
-        gate, first = self.gate(), iter("1")
+        gate = self.gate()
+        waits = [gate.wait]  # of the first; others do not wait
         go_on = changes.get(step) or getattr(Handler, step, None) or getattr(Server, step)
-        changes[step] = lambda *args: (next(first, "") and gate.wait()) or go_on(*args)
-        server = self.serve(**{"grace": LONG, **changes})
+
+        def wait_and_go_on(*arguments):
+            if waits:
+                waits.pop()()
+            return go_on(*arguments)
+
+        server = self.serve(**{"grace": LONG, **changes, step: wait_and_go_on})
         connection = self.connect(server, data)
         gate.until_reached()
         return server, connection, gate
