@@ -381,8 +381,7 @@ class ReverseHandler(socketserver.StreamRequestHandler):
         super().setup()
         self.state = self.server.connections[self.request]
         self._lines = _Lines(self.server.max_line)
-        # Bytes to ask for in one receive: more only of those who send more, as it is memory for
-        # each that waits.
+        # Bytes to receive at a time; to ask for more takes memory, so only of those who send more.
         self._size = min(1024, self.server.max_line)
         log.info("%s connected", self)
 
@@ -411,7 +410,9 @@ class ReverseHandler(socketserver.StreamRequestHandler):
             with self.server.connections.lock:
                 self.state.idle_since, self.state.may_wait = math.inf, False
                 woken = self.state.woken
-            quiet = 0 if woken and not self._told else self.drain_quiet  # 0: it is quiet already
+            quiet = self.drain_quiet
+            if self.state.asked and not self._told:  # it was quiet just now, as a rule
+                quiet = 0 if woken else 0.05
             end = time.monotonic() + self.drain_time
             _drain(self.request, woken, quiet, lambda: min(end, self.server.end), self.drain_limit)
         took, why = time.monotonic() - self.state.opened_at, self._why and f": {self._why}"
@@ -781,7 +782,7 @@ def request(text: str, host: str = HOST, port: int = PORT, timeout: float = 10.0
     ...     request("raw", *server.server_address[:2])
     'war'
     """
-    line = _whole_line(text)
+    line = _line_of(text)
     with _Connection(host, port, timeout) as connection:
         return connection.ask(line)[:-1].decode("utf-8", "surrogateescape")
 
@@ -825,13 +826,14 @@ def _stream(
             wanted = {server: _READ | _WRITE if unsent else _READ}
             if not (ended or unsent or owed >= _LARGE):
                 wanted[feed] = _READ
+            progress = _READ if owed else _READ | _WRITE  # who owes a reply has to send it
             expected = bool(owed or unsent)  # that the server does something
             ready = _ready(wanted, max(0, late_at - time.monotonic()) if expected else None)
             if feed in ready:
                 data = feed.recv(_BLOCK)
                 unanswered.add(data)
                 unsent, ended = memoryview(data), not data
-                # Only then: to many relays the end of one side is the end of both.
+                # Only after an unfinished line: many relays take the end of one side for both.
                 if ended and unanswered.finish():
                     _shut(server, socket.SHUT_WR)
             events = ready.get(server, 0)
@@ -843,8 +845,7 @@ def _stream(
                 unanswered.take(data)
             elif events & _WRITE:
                 unsent = unsent[connection.send(unsent) :]
-            # As long as a reply is owed, only to receive is progress.
-            if not expected or events & (_READ if owed else _READ | _WRITE):
+            if not expected or events & progress:
                 late_at = time.monotonic() + timeout
             elif time.monotonic() >= late_at:
                 raise connection.late_error(unanswered.came)
@@ -984,7 +985,7 @@ class _Unanswered:
         self.sent += data
 
     def finish(self) -> bool:
-        """Note the end of what is sent; return whether it finishes a line."""
+        """Note the end of what is sent; tell whether it ends an unfinished line."""
         unfinished = self.owed < len(self.sent)
         self.owed = len(self.sent)
         return unfinished
@@ -997,8 +998,10 @@ class _Unanswered:
             whole = self.owed  # the last line has no ending, and so its reply
         if self.check or self.came.find(b"error: ", 0, whole) >= 0:
             self.compare(bytes(self.came[:whole]))
-        may_be_error = b"error: ".startswith(self.came[whole : whole + 7])  # cut by TCP
-        if whole > self.owed or len(self.came) > self.owed + may_be_error * _BLOCK:
+        most = self.owed
+        if b"error: ".startswith(self.came[whole : whole + 7]):  # its end is yet to come
+            most += _BLOCK
+        if whole > self.owed or len(self.came) > most:
             raise ReplyError(f"more came than the reply: {_quote(self.came)}")
         self.answered += whole
         self.owed -= whole
@@ -1026,7 +1029,7 @@ def _check(line: bytes, reply: bytes, before: int = 0, where: str = "") -> None:
     if reply == due:
         return
     kind = "an echo" if reply == line else "not the reverse"
-    at = len([*itertools.takewhile(lambda pair: pair[0] == pair[1], zip(reply, due))])
+    at = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(reply, due)))
     came, expected = (_quote(data[max(at - 8, 0) :]) for data in (reply, due))
     where = f"at byte {before + at + 1}{where}"
     raise ReplyError(f"{kind} {where}: {came} came, {expected} should have come")
@@ -1047,7 +1050,7 @@ def _encode(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape") + b"\n"
 
 
-def _whole_line(text: str) -> bytes:
+def _line_of(text: str) -> bytes:
     line = _encode(text)
     if b"\n" in line[:-1] or line.endswith(b"\r\n"):
         raise ValueError("a line ending within the text")
@@ -1071,7 +1074,7 @@ def main(argv: list[str] | None = None) -> int:
         return int(args.run(args))
     except KeyboardInterrupt:
         return 130
-    except (OSError, UnicodeError) as error:  # UnicodeError: no host can have this name
+    except (OSError, UnicodeError) as error:  # UnicodeError: a host, or what cannot be printed
         if isinstance(error, BrokenPipeError) and args.run is not _run_server:
             return 0  # whoever read standard output has had enough
         _complain(args, error)
@@ -1084,8 +1087,10 @@ def _require(file: Any, name: str) -> None:
 
 
 def _complain(args: argparse.Namespace, error: Exception) -> None:
-    with contextlib.suppress(OSError):
+    try:
         print(f"revecho: {_address((args.host, args.port))}: {_reason(error)}", file=sys.stderr)
+    except OSError:
+        _forget(sys.stderr)
 
 
 def _reason(error: Exception) -> str:
@@ -1164,7 +1169,7 @@ def _number(kind: type[float], least: float, most: int) -> Callable[[str], float
 
 def _message(text: str) -> str:
     try:
-        _whole_line(text)
+        _line_of(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
     return text
@@ -1253,10 +1258,14 @@ def _writing() -> Iterator[None]:
         yield
     except OSError as error:
         error.strerror = f"standard output: {error.strerror}"
-        # At exit Python tries once more to write what is in the buffer.
-        with contextlib.suppress(OSError), open(os.devnull, "wb") as nothing:
-            os.dup2(nothing.fileno(), sys.stdout.fileno())
+        _forget(sys.stdout)
         raise
+
+
+def _forget(file: Any) -> None:
+    """Let nothing more go to a standard stream, though at exit Python tries again."""
+    with contextlib.suppress(OSError), open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), file.fileno())
 
 
 def _prompt(args: argparse.Namespace) -> None:

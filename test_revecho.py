@@ -1435,13 +1435,14 @@ class StoppingTest(Case):
         until(lambda: threading.active_count() <= threads)
 
     def test_at_the_limit(self):
-        """It does not wait for a look."""
-        server = self.serve(max_connections=1, look_interval=LONG)
-        first, second = self.crowd(2, server)
+        """It waits neither for a look nor for those who have their replies to become quiet."""
+        patient = dict.fromkeys(("look_interval", "drain_quiet", "drain_time", "grace"), LONG)
+        server = self.serve(max_connections=1, **patient)
+        first, *others = self.crowd(8, server)
         receive(first, 6)
         self.until_logged("others wait")
         self.closing(server)
-        self.assertEqual((receive(first), receive(second)), (b"", b"olleh\n"))
+        self.assertEqual([receive(each) for each in others], [b"olleh\n"] * 7)
 
     def answered_but_not_read(self, **changes):
         """Return a server whose 50,000 replies are on their way, and their client."""
@@ -2094,6 +2095,7 @@ class CommandLineTest(Case):
             (f"client {port} hi <&- 2>&-", b"ih\n"),
             (f"client {port} <&-", b"", 1, COMPLAINT + "standard input is closed\n"),
             ("client --port 1 hi 2>&-", b"", 1),
+            ("client --port 1 hi 2>/dev/full", b"", 1),
             ("client --port 1 hi <&- 2>&-", b"", 1),
             ("client --port 0 hi 2>&-", b"", 2),
             ("client --port 0 hi <&- >&- 2>&-", b"", 2),
