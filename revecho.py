@@ -81,15 +81,15 @@ def _limit(name: str, value: Any) -> Any:
 
 # Reversing: text and bytes, no sockets
 
-# Two questions that spare most text the search for clusters.  Can any character here join another?
-# Of Latin, Greek, Cyrillic, Han, kana and Hangul none does.  The class is coarse, since one with
-# several ranges above U+FFFF would take 200 times as long.
+# Where none of these characters is, none joins another: in most Latin, Greek, Cyrillic, Han, kana
+# and Hangul.  The class is coarse, as one with several ranges above U+FFFF would take 200 times as
+# long.
 _JOINING = re.compile(
     "[\u0300-\u036f\u0483-\u0489\u0590-\u1dff\u200c\u200d\u20d0-\u20ff\u2c00-\u2dff\u302a-\u302f"
     "\u3099\u309a\ua640-\uabff\ud7b0-\ud7ff\ufb1e-\ufe2f\uff9e\uff9f\U00010000-\U0010ffff]"
 )
-# And for UTF-8, in a tenth of the time: are there other bytes than these, which are those of Latin,
-# Greek and Cyrillic?  (CC and CD begin the accents.)
+# Nor does one where these are all bytes of UTF-8, in Latin, Greek and Cyrillic.  To find that out
+# takes a tenth of the time.  (CC and CD begin the accents.)
 _ALONE = bytes({*range(0xD2)} - {0xCC, 0xCD})
 
 
@@ -163,7 +163,7 @@ class _Lines:
         end = data.rfind(b"\n") + 1
         if len(self.begun) + len(data) > self.max_line:  # only the first can be too long
             first = data[: data.find(b"\n")] if end else data
-            cr = (first or self.begun).endswith(b"\r")  # of the ending, or perhaps of one to come
+            cr = (first or self.begun).endswith(b"\r")  # it belongs to the ending, or may do so yet
             self._check_length(len(self.begun) + len(first) - cr)
         whole = bytes(self.begun) + data[:end] if end else b""
         if end:
@@ -214,6 +214,11 @@ def _unacknowledged(connection: socket.socket) -> int:
     return 0
 
 
+# Of the errors of accept, these say that the socket is closed, or does not listen ...
+_BROKEN = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
+# ... and these that the system has no room for one more.  All others are about one connection.
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # Windows has no poll
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
@@ -249,7 +254,7 @@ def _drain(
     left, quiet_at = limit, time.monotonic() + quiet
     with contextlib.suppress(OSError):  # the peer may be gone
         if not woken:
-            connection.shutdown(socket.SHUT_WR)
+            _shut(connection, socket.SHUT_WR)
         connection.settimeout(0.05)
         while left > 0 and time.monotonic() < end():
             if time.monotonic() >= quiet_at and not _unacknowledged(connection):
@@ -337,7 +342,7 @@ class _State:
         self.opened_at = time.monotonic()
         # Written by the connection's own thread alone, in an exchange without a lock:
         self.idle_since = self.opened_at  # infinity while it is not the peer that we wait for
-        self.may_wait = True  # in a receive, of which it may have to be woken; as any handle() may
+        self.may_wait = True  # in a receive; from the start, as a handle() of one's own may not say
         # Written by other threads alone, under the lock of _Connections:
         self.asked = ""  # to end, and why
         self.woken = False  # by SHUT_RD, after which an empty receive is not the peer's end
@@ -347,13 +352,14 @@ class ReverseHandler(socketserver.StreamRequestHandler):
     """Answers the lines of one connection, all of it on the connection's own thread.
 
     Override respond() to answer something else; the limits and the way of stopping stay.  If you
-    override handle() instead, max_line is yours, and idle_timeout limits the whole connection.
+    override handle() instead, max_line is yours, idle_timeout limits the whole connection, and
+    rfile has no buffer, unless you set rbufsize.
     """
 
     server: ReverseServer
     request: socket.socket
     disable_nagle_algorithm = True  # a reply shall not wait until the one before is acknowledged
-    rbufsize = 0  # nothing here reads from rfile; its buffer would be memory for nothing
+    rbufsize = 0  # handle() does not use rfile, the buffer of which would be memory for nothing
     drain_quiet, drain_time, drain_limit = 0.5, 5.0, 1 << 30  # seconds, seconds, bytes: _drain()
     answered = 0  # bytes
     _told = False  # has an error been sent to the peer?
@@ -381,7 +387,7 @@ class ReverseHandler(socketserver.StreamRequestHandler):
         super().setup()
         self.state = self.server.connections[self.request]
         self._lines = _Lines(self.server.max_line)
-        # Bytes to receive at a time; to ask for more takes memory, so only of those who send more.
+        # Bytes to receive at a time, for _Lines at most max_line.  To ask for more takes memory.
         self._size = min(1024, self.server.max_line)
         log.info("%s connected", self)
 
@@ -399,22 +405,23 @@ class ReverseHandler(socketserver.StreamRequestHandler):
             self._tell(str(error), error.reply)
         except _EndedError as end:
             self._why = str(end)
-            if self._lines.begun and self.state.asked == _IDLE:
+            if self._lines.begun and self.state.may_wait and self.state.asked == _IDLE:
                 self._tell(f"line not finished within {self.server.idle_timeout:g} seconds")
 
     def finish(self) -> None:
         """See to it that the last reply arrives."""
         super().finish()
+        request, server = self.request, self.server
         if self._why:
-            # Draining has limits of its own, and nobody shall wake it who is just about to.
-            with self.server.connections.lock:
+            # Draining has limits of its own.  Under the lock nobody is just about to wake it.
+            with server.connections.lock:
                 self.state.idle_since, self.state.may_wait = math.inf, False
                 woken = self.state.woken
             quiet = self.drain_quiet
             if self.state.asked and not self._told:  # it was quiet just now, as a rule
                 quiet = 0 if woken else 0.05
             end = time.monotonic() + self.drain_time
-            _drain(self.request, woken, quiet, lambda: min(end, self.server.end), self.drain_limit)
+            _drain(request, woken, quiet, lambda: min(end, server.open_until), self.drain_limit)
         took, why = time.monotonic() - self.state.opened_at, self._why and f": {self._why}"
         log.info("%s gone after %.1f s, %d bytes answered%s", self, took, self.answered, why)
 
@@ -424,7 +431,7 @@ class ReverseHandler(socketserver.StreamRequestHandler):
         state.may_wait = True  # before the look at `asked`: see _State
         try:
             if state.asked:
-                if state.asked == _IDLE or time.monotonic() > self.server.deadline:
+                if state.asked == _IDLE or time.monotonic() > self.server.receive_until:
                     raise _EndedError(state.asked)
                 self.request.settimeout(0)  # for what has arrived, and no more
             data = self.request.recv(self._size)
@@ -432,11 +439,11 @@ class ReverseHandler(socketserver.StreamRequestHandler):
                 self.request.settimeout(None)
         except OSError as error:
             raise _EndedError(state.asked or error.strerror or error) from error
+        if not data and state.woken:
+            raise _EndedError(state.asked)
         state.may_wait = False
         if len(data) == self._size:
             self._size = min(_BLOCK, self.server.max_line)
-        if not data and state.woken:
-            raise _EndedError(state.asked)
         return data
 
     def _answer(self, lines: bytes) -> None:
@@ -471,7 +478,8 @@ class _Connections(dict[socket.socket, _State]):
     """
 
     def __init__(self) -> None:
-        self.lock = threading.Condition()  # notified when one is closed, or the server stops
+        self.lock = threading.RLock()  # unlike a Condition, never left locked by a Ctrl-C
+        self.changed = threading.Condition(self.lock)  # one is closed, or the server stops
 
     def close(self, connection: socket.socket) -> None:
         with self.lock:
@@ -480,7 +488,7 @@ class _Connections(dict[socket.socket, _State]):
             descriptor = connection.detach()
             if descriptor >= 0:
                 socket.close(descriptor)
-            self.lock.notify_all()
+            self.changed.notify_all()
 
     def ask_to_end(self, why: str, since: float = math.inf) -> None:
         """Ask those to end whose peers have kept us waiting since then, and wake them."""
@@ -506,13 +514,7 @@ class _Connections(dict[socket.socket, _State]):
     def wait(self, condition: Callable[[], bool], seconds: float) -> None:
         """Wait until *condition* holds, but no longer than so many seconds."""
         with self.lock:
-            self.lock.wait_for(condition, max(0, seconds))
-
-
-# Of the errors of accept, these say that the socket is closed, or does not listen ...
-_BROKEN = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
-# ... and these that the system has no room for one more.  All others are about one connection.
-_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+            self.changed.wait_for(condition, max(0, seconds))
 
 
 class _NotAcceptingError(Exception):
@@ -544,7 +546,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
     request_queue_size = 4096  # the kernel takes it down to its own limit
     look_interval = 0.5  # seconds between looks for what is idle, and for room that was missing
     stopping = False
-    deadline = end = math.inf  # when it stops: until when to receive, and to be open at all
+    receive_until = open_until = math.inf  # what connections may when it stops
 
     def __init__(
         self,
@@ -601,12 +603,13 @@ class ReverseServer(socketserver.ThreadingTCPServer):
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection, when there is room and a thread for it; OSError if not.
 
-        A subclass can wrap the connection here, and only here, by TLS for example.
+        A subclass can wrap what super() returns, by TLS for example; later would be too late.
         """
         count = len(self.connections)
         if count >= self.max_connections:
             self._wait_for_room(count, f"{count} connections are open")
-            raise BlockingIOError  # to be called again, if somebody waits still
+            if len(self.connections) >= count:
+                raise BlockingIOError
         try:
             self._workers.reserve()
             connection, client_address = super().get_request()
@@ -647,19 +650,20 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         with self._close_lock:
             if self.stopping:  # all done; or a signal's handler calls this in the midst of it
                 return
-            self.end = time.monotonic() + self.grace
-            self.deadline = self.end - 0.1 * self.grace  # the rest is for a good end
+            self.open_until = time.monotonic() + self.grace
+            self.receive_until = self.open_until - 0.1 * self.grace  # the rest is for a good end
             self.stopping = True
             try:
                 self._stop_listening()
-                while self.connections and time.monotonic() < self.end:
-                    self._ask_all_to_end(lambda: not self.connections, self.end)
+                while self.connections and time.monotonic() < self.open_until:
+                    self._ask_and_wait(lambda: not self.connections, self.open_until)
             finally:  # if Ctrl-C interrupts this, too
-                if self.connections:  # which do not end, and perhaps not even if they are cut
-                    self.end = time.monotonic()
                 super().server_close()
-                self.connections.cut()
-                self._workers.end(self.end + self.look_interval)
+                with self._accept_lock:
+                    if self.connections:  # they, and their draining, have no more time
+                        self.open_until = time.monotonic()
+                    self.connections.cut()
+                    self._workers.end(self.open_until + self.look_interval)
 
     def _stop_listening(self) -> None:
         """Have serve_forever() end, accept those who wait in the listen queue, close the socket."""
@@ -669,18 +673,18 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         if not somebody_waits:
             _shut(self.socket, socket.SHUT_RDWR)
         with self.connections.lock:
-            self.connections.lock.notify_all()  # serve_forever() may wait for room
+            self.connections.changed.notify_all()  # serve_forever() may wait for room
         with self._accept_lock, contextlib.suppress(_NotAcceptingError):
-            for _ in range(self.request_queue_size if somebody_waits else 0):
-                if time.monotonic() >= self.deadline or not _readable(self.socket):
+            for _ in range(self.request_queue_size + 1 if somebody_waits else 0):
+                if time.monotonic() >= self.receive_until or not _readable(self.socket):
                     break
                 self._handle_request_noblock()
         super().server_close()
 
-    def _ask_all_to_end(self, condition: Callable[[], bool], end: float) -> None:
-        """Ask them, and wait for the condition; not long, as a handle() may not have looked."""
+    def _ask_and_wait(self, condition: Callable[[], bool], until: float) -> None:
+        """Ask all to end, and wait for the condition; not long, as a handle() may not look."""
         self.connections.ask_to_end(_STOPPING)
-        self.connections.wait(condition, min(self.look_interval, end - time.monotonic()))
+        self.connections.wait(condition, min(self.look_interval, until - time.monotonic()))
 
     def _handle_request_noblock(self) -> None:
         """As in socketserver, but a verify_request() that raises costs only that connection."""
@@ -700,9 +704,9 @@ class ReverseServer(socketserver.ThreadingTCPServer):
                 self.shutdown_request(request)
 
     def _wait_for_room(self, count: int, why: str) -> None:
-        """Wait for fewer than *count* connections; log it, once for as long as it goes on."""
+        """Wait for fewer than the *count* there are; log it, once for as long as it goes on."""
         if self.stopping:
-            self._ask_all_to_end(lambda: len(self.connections) < count, self.deadline)
+            self._ask_and_wait(lambda: len(self.connections) < count, self.receive_until)
             return
         if time.monotonic() > self._crowded_at + 1:
             log.warning("cannot accept, others wait: %s", why)
