@@ -1091,8 +1091,9 @@ def _require(file: Any, name: str) -> None:
 
 
 def _complain(args: argparse.Namespace, error: Exception) -> None:
+    address = _address((args.host, args.port))
     try:
-        print(f"revecho: {_address((args.host, args.port))}: {_reason(error)}", file=sys.stderr)
+        print(f"revecho: {address}: {_reason(error)}", file=sys.stderr, flush=True)
     except OSError:
         _forget(sys.stderr)
 
