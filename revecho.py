@@ -825,13 +825,13 @@ def _stream(
     ended, late_at = False, math.inf
     with _Connection(host, port, timeout) as connection, _reading(source) as feed:
         server = connection.socket
-        while unanswered.owed or not ended:
+        while unanswered.due() or not ended:
             owed = unanswered.owed
             wanted = {server: _READ | _WRITE if unsent else _READ}
             if not (ended or unsent or owed >= _LARGE):
                 wanted[feed] = _READ
-            progress = _READ if owed else _READ | _WRITE  # who owes a reply has to send it
-            expected = bool(owed or unsent)  # that the server does something
+            progress = _READ if owed else _READ | _WRITE  # once a reply is owed, only that counts
+            expected = bool(unsent) or unanswered.due()  # of the server; else wait without end
             ready = _ready(wanted, max(0, late_at - time.monotonic()) if expected else None)
             if feed in ready:
                 data = feed.recv(_BLOCK)
@@ -843,8 +843,8 @@ def _stream(
             events = ready.get(server, 0)
             if events & _READ:
                 data = connection.receive()
-                if not data:
-                    raise connection.ended_error(unanswered.sent, unanswered.came)
+                if not data and (unanswered.due() or not ended):
+                    raise connection.ended_error(unanswered.lines, unanswered.came)
                 _write(sink, data)
                 unanswered.take(data)
             elif events & _WRITE:
@@ -862,7 +862,8 @@ def _reading(source: BinaryIO) -> Iterator[socket.socket]:
 
     So one can wait for it and for the server at the same time, whatever kind of file it is.
     """
-    read = source.read1 if hasattr(source, "read1") else source.read  # what there is, if it can
+    # Not to wait for a full block, where possible:
+    read = source.read1 if hasattr(source, "read1") else source.read
     failures: list[BaseException] = []
     far_end, near_end = socket.socketpair()
     far_end.settimeout(None)  # whatever socket.setdefaulttimeout() says
@@ -923,7 +924,7 @@ class _Connection:
     def ask(self, line: bytes) -> bytes:
         """Send a line and return the line that comes back."""
         unsent, reply, data = memoryview(line), bytearray(), b""
-        while b"\n" not in data:
+        while b"\n" not in data:  # what has come last
             # Both at the same time: who refuses a line need not have read all of it.
             ready = _ready({self.socket: _READ | _WRITE if unsent else _READ}, self.timeout)
             if not ready:
@@ -965,63 +966,70 @@ class _Connection:
 
     def ended_error(self, sent: bytes | bytearray, came: bytes | bytearray) -> ReplyError:
         if not sent:
-            return ReplyError(f"{self.outcome} before the input did")
+            why = f"; more came than the reply: {_quote(came)}" if came else " before the input did"
+            return ReplyError(self.outcome + why)
         left = max(len(sent) - len(came), 1)  # the ending at least
         only = f", only {_quote(came)} came" if came else ""
         return ReplyError(f"{self.outcome}; bytes left unanswered: {left}{only}")
 
 
 class _Unanswered:
-    """What has been sent in a stream and is not answered yet."""
+    """The lines of a stream that are not answered yet, sent or just about to be."""
 
-    def __init__(self, check: bool = False) -> None:
+    def __init__(self, check: bool) -> None:
         self.check = check  # every byte of a reply, not only its length?
-        self.sent = bytearray()
+        self.lines = bytearray()
         self.owed = 0  # bytes of that for which a reply is owed: finished lines
         self.came = bytearray()  # the beginning of the reply to the first line
         self.answered = 0  # bytes
-        self.lines = 0  # compared and found right
+        self.checked = 0  # lines
 
     def add(self, data: bytes) -> None:
         """Take what is going to be sent."""
         if b"\n" in data:
-            self.owed = len(self.sent) + data.rindex(b"\n") + 1
-        self.sent += data
+            self.owed = len(self.lines) + data.rindex(b"\n") + 1
+        self.lines += data
 
     def finish(self) -> bool:
         """Note the end of what is sent; tell whether it ends an unfinished line."""
-        unfinished = self.owed < len(self.sent)
-        self.owed = len(self.sent)
+        unfinished = self.owed < len(self.lines)
+        self.owed = len(self.lines)
         return unfinished
+
+    def due(self) -> bool:
+        """Tell whether something more has to come: a reply, or the rest of an error."""
+        return bool(self.owed or self.came)
 
     def take(self, data: bytes) -> None:
         """Take what has come; raise a ReplyError if it is not a reply."""
         self.came += data
         whole = self.came.rfind(b"\n") + 1 if b"\n" in data else 0
-        if len(self.came) == self.owed == len(self.sent) and not self.sent.endswith(b"\n"):
-            whole = self.owed  # the last line has no ending, and so its reply
+        may_be_error = b"error: ".startswith(self.came[whole : whole + 7])  # its end is yet to come
+        # A last line without an ending has such a reply, but an error can have begun like one.
+        if len(self.came) == self.owed == len(self.lines) and not self.lines.endswith(b"\n"):
+            last = reverse_lines(bytes(self.lines[whole:]))
+            if not may_be_error or self.came[whole:] == last:
+                whole = self.owed
         if self.check or self.came.find(b"error: ", 0, whole) >= 0:
             self.compare(bytes(self.came[:whole]))
-        most = self.owed
-        if b"error: ".startswith(self.came[whole : whole + 7]):  # its end is yet to come
-            most += _BLOCK
-        if whole > self.owed or len(self.came) > most:
-            raise ReplyError(f"more came than the reply: {_quote(self.came)}")
+        if whole > self.owed or len(self.came) > self.owed + may_be_error * _BLOCK:
+            extra = self.came[self.came.rfind(b"\n", 0, self.owed) + 1 :]
+            raise ReplyError(f"more came than the reply: {_quote(extra)}")
         self.answered += whole
         self.owed -= whole
-        del self.came[:whole], self.sent[:whole]
+        del self.came[:whole], self.lines[:whole]
 
     def compare(self, replies: bytes) -> None:
         """Raise a ReplyError at the first reply that is an error or, if that matters, wrong."""
-        lines = bytes(self.sent[: len(replies)])
+        lines = bytes(self.lines[: len(replies)])
         if replies == reverse_lines(lines):
-            self.lines += lines.count(b"\n")
+            self.checked += lines.count(b"\n")
             return
-        at, sent = 0, io.BytesIO(self.sent)
-        for number, reply in enumerate(io.BytesIO(replies), self.lines + 1):
-            line = sent.readline()  # nothing, if more has come than the replies
+        at, sent = 0, io.BytesIO(self.lines)
+        for number, reply in enumerate(io.BytesIO(replies), self.checked + 1):
+            line = sent.readline()  # nothing, if more came than was sent
             if reply.startswith(b"error: ") and reply != reverse_lines(line):
-                raise _refusal(reply, len(self.sent) - at)
+                raise _refusal(reply, len(self.lines) - at)
             if self.check and line:
                 _check(line, reply, self.answered + at, f", line {number}")
             at += len(reply)
@@ -1251,6 +1259,8 @@ def _run_client(args: argparse.Namespace) -> int:
 
 
 class _Output(io.FileIO):
+    """Standard output, as a sink for stream()."""
+
     def write(self, data: Any) -> int:
         with _writing():
             return super().write(data)
@@ -1302,12 +1312,12 @@ def _show(text: str, reply: str, check: bool) -> None:
 
 def _typed(prompt: str) -> Iterator[str]:
     """Yield the lines that a person types, until Ctrl-D."""
-    seen = sys.stdout if sys.stdout.isatty() else sys.stderr
+    shown_in = sys.stdout if sys.stdout.isatty() else sys.stderr
     if sys.stdin is None:  # closed
         sys.stdin = io.StringIO()
     with contextlib.suppress(EOFError):
         while True:
-            with contextlib.redirect_stdout(seen):
+            with contextlib.redirect_stdout(shown_in):
                 try:
                     line = input(prompt)
                 except (EOFError, KeyboardInterrupt):

@@ -1781,8 +1781,9 @@ class ClientTest(ClientCase):
             (b"oll", f"{left} 3, only 'oll' came$", f"{left} 3, only 'oll' came$"),
             (b"ollehh", f"{left} 1, only 'ollehh' came$", f"{left} 1, only 'ollehh' came$"),
             (b"a\nb\n", r"more than one line came: 'a\\nb\\n'$", f"{left} 2$"),
-            (b"olleh\nx", "more than one line .*x'$", r"more came than the reply: 'olleh\\nx'$"),
-            (b"a\nb\nc\nd\n", r"more than one line came: 'a\\nb", "more came than the reply: 'a"),
+            (b"olleh\nx", "more than one line .*x'$", "more came than the reply: 'x'$"),
+            (b"olleh\nerr", "more than one line .*err'$", "more came than the reply: 'err'$"),
+            (b"a\nb\nc\nd\n", r"more than one line came: 'a\\nb", r"came than the reply: 'd\\n'$"),
             (b"x" * 40, "only 'x{40}' came$", "more came than the reply: 'x{40}'$"),
             (b"x" * 41, r"only 'x{40}'\.\.\. came$", r"more came than the .*: 'x{40}'\.\.\.$"),
             (b"x" * 70_000_000, r"a reply without end: 'x{40}'\.\.\.$", "more came than the reply"),
@@ -1968,20 +1969,40 @@ class StreamTest(ClientCase):
                 self.stream(before + b"x" * length + ending, server)
 
     def test_refused_in_pieces(self):
-        """The error can come cut in two."""
+        """The error can come cut in two, and begin as if it were the reply to the last line."""
 
         def serve(connection):
             receive(connection, 8)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.sendall(b"olleh\nerr")
+            connection.sendall(b"olleh\ner")
             gate.wait()
-            connection.sendall(b"or: no\n")
+            connection.sendall(b"ror: no\n")
 
-        gate, (source, feed) = self.gate(), self.pipe()
-        address = self.other_server(serve)
+        pausing, feed = self.pipe()
         feed.write(b"hello\nyo")
-        with self.assertRaisesRegex(revecho.ReplyError, "^error: no; bytes left unanswered: 2$"):
-            revecho.stream(source, mock.Mock(write=lambda _: gate.open()), *address)
+        for source in (pausing, io.BytesIO(b"hello\nyo")):
+            gate = self.gate()
+            sink = mock.Mock(write=lambda _, gate=gate: gate.open())
+            with self.assertRaisesRegex(revecho.ReplyError, "^error: no; bytes .* unanswered: 2$"):
+                revecho.stream(source, sink, *self.other_server(serve))
+
+    def test_server_that_ends_with_the_source(self):
+        """At the same moment, with everything answered: that is no failure."""
+
+        def read(_):
+            copying.append(threading.current_thread())
+            return b"hello\n" if len(copying) == 1 else writing.wait(LIMIT) and b""
+
+        def write(_):
+            writing.set()
+            copying[0].join(LIMIT)
+            gate.open()
+            time.sleep(0.05)  # it ends meanwhile; if not yet, this shows nothing
+
+        copying, writing, gate = [], threading.Event(), self.gate()
+        address = self.other_server(lambda it: it.sendall(receive(it, 6)) or gate.wait())
+        source, sink = SimpleNamespace(read=read), mock.Mock(write=write)
+        self.assertEqual(revecho.stream(source, sink, *address), 6)
 
     def test_server_that_ends_while_the_source_pauses(self):
         source, _ = self.pipe()
