@@ -49,6 +49,10 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Callable
 
+with contextlib.suppress(ImportError):  # Windows has neither
+    import fcntl
+    import termios
+
 __all__ = ["HOST", "PORT", "ProtocolError", "ReplyError", "ReverseHandler", "ReverseServer"]
 __all__ += ["main", "request", "reverse_lines", "reverse_text", "running_server", "stream"]
 __version__ = "1.0"
@@ -186,7 +190,10 @@ class _Lines:
 
 def _resolve(host: str, port: int) -> tuple[int, Any]:
     """Return the address family and the address to listen on; any, if *host* is empty."""
-    found = socket.getaddrinfo(host or None, 0, 0, socket.SOCK_STREAM, 0, socket.AI_PASSIVE)
+    try:
+        found = socket.getaddrinfo(host or None, 0, 0, socket.SOCK_STREAM, 0, socket.AI_PASSIVE)
+    except UnicodeError as error:  # no host can have this name
+        raise OSError(str(error)) from error
     family, _, _, _, address = found[0]
     return family, (address[0], port, *address[2:])
 
@@ -206,10 +213,7 @@ def _shut(connection: socket.socket, how: int) -> None:
 
 def _unacknowledged(connection: socket.socket) -> int:
     """Return how many bytes the peer has yet to acknowledge; 0 where the system does not tell."""
-    with contextlib.suppress(ImportError, OSError):
-        import fcntl
-        import termios
-
+    with contextlib.suppress(NameError, OSError):
         return int.from_bytes(fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
     return 0
 
@@ -246,7 +250,7 @@ def _drain(
 
     To close with input unread, or before more comes in, would reset the connection, and destroy
     replies on their way.  *quiet* seconds without input make a peer quiet.  One that goes on is
-    cut at the *end*, by time.monotonic(), or after *limit* bytes.
+    cut after *limit* bytes or at the *end*, a function, as a stop can bring that forward.
 
     If its thread was *woken* by SHUT_RD, both sides must not end: then Linux would answer any more
     input by a reset.  And a receive gives an empty result at once.
@@ -288,9 +292,9 @@ class _Workers(dict[threading.Thread, queue.SimpleQueue[Any]]):
         if not self._idle:
             inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
             thread = threading.Thread(target=self._work, args=(inbox,), daemon=True)
+            self[thread] = inbox  # first, so that a Ctrl-C leaves no thread that is not known
             thread.start()
             log.debug("%s started", thread.name)
-            self[thread] = inbox
             self._idle.append(inbox)
 
     def hand_over(self, request: Any, client_address: Any) -> None:
@@ -308,7 +312,7 @@ class _Workers(dict[threading.Thread, queue.SimpleQueue[Any]]):
         """End all, the busy ones when they have served; wait for that until the deadline."""
         for inbox in self.values():
             inbox.put(None)
-        for thread in self:
+        for thread in filter(threading.Thread.is_alive, self):
             thread.join(max(0, deadline - time.monotonic()))
 
     def _work(self, inbox: queue.SimpleQueue[Any]) -> None:
@@ -341,7 +345,7 @@ class _State:
     def __init__(self) -> None:
         self.opened_at = time.monotonic()
         # Written by the connection's own thread alone, in an exchange without a lock:
-        self.idle_since = self.opened_at  # infinity while it is not the peer that we wait for
+        self.idle_since = self.opened_at  # infinity while we do not wait for the peer
         self.may_wait = True  # in a receive; from the start, as a handle() of one's own may not say
         # Written by other threads alone, under the lock of _Connections:
         self.asked = ""  # to end, and why
@@ -352,8 +356,8 @@ class ReverseHandler(socketserver.StreamRequestHandler):
     """Answers the lines of one connection, all of it on the connection's own thread.
 
     Override respond() to answer something else; the limits and the way of stopping stay.  If you
-    override handle() instead, max_line is yours, idle_timeout limits the whole connection, and
-    rfile has no buffer, unless you set rbufsize.
+    override handle() instead, max_line is yours, idle_timeout limits the whole connection, rfile
+    has no buffer (set rbufsize), and an empty receive may be the server's doing (state.woken).
     """
 
     server: ReverseServer
@@ -364,9 +368,6 @@ class ReverseHandler(socketserver.StreamRequestHandler):
     answered = 0  # bytes
     _told = False  # has an error been sent to the peer?
     _why = "the handler ended it"  # why the connection ended; empty if the peer ended its side
-
-    def __str__(self) -> str:
-        return _address(self.client_address)
 
     def respond(self, lines: bytes) -> bytes:
         """Return the answer to *lines*: one or more whole lines, each with its ending.
@@ -389,7 +390,7 @@ class ReverseHandler(socketserver.StreamRequestHandler):
         self._lines = _Lines(self.server.max_line)
         # Bytes to receive at a time, for _Lines at most max_line.  To ask for more takes memory.
         self._size = min(1024, self.server.max_line)
-        log.info("%s connected", self)
+        log.info("%s connected", _address(self.client_address))
 
     def handle(self) -> None:
         """Answer line after line, until the peer ends its side, or a limit or the server does."""
@@ -413,17 +414,18 @@ class ReverseHandler(socketserver.StreamRequestHandler):
         super().finish()
         request, server = self.request, self.server
         if self._why:
-            # Draining has limits of its own.  Under the lock nobody is just about to wake it.
+            # Draining has limits of its own.  The lock: nobody may wake it once `woken` is read.
             with server.connections.lock:
                 self.state.idle_since, self.state.may_wait = math.inf, False
                 woken = self.state.woken
             quiet = self.drain_quiet
-            if self.state.asked and not self._told:  # it was quiet just now, as a rule
-                quiet = 0 if woken else 0.05
+            if self.state.asked and not self._told:
+                quiet = 0 if woken else 0.05  # it was quiet when we looked, mostly
             end = time.monotonic() + self.drain_time
             _drain(request, woken, quiet, lambda: min(end, server.open_until), self.drain_limit)
         took, why = time.monotonic() - self.state.opened_at, self._why and f": {self._why}"
-        log.info("%s gone after %.1f s, %d bytes answered%s", self, took, self.answered, why)
+        peer = _address(self.client_address)
+        log.info("%s gone after %.1f s, %d bytes answered%s", peer, took, self.answered, why)
 
     def _receive(self) -> bytes:
         """Return what the peer sends next; nothing when it has ended its side."""
@@ -435,10 +437,11 @@ class ReverseHandler(socketserver.StreamRequestHandler):
                     raise _EndedError(state.asked)
                 self.request.settimeout(0)  # for what has arrived, and no more
             data = self.request.recv(self._size)
-            if state.asked:
-                self.request.settimeout(None)
         except OSError as error:
             raise _EndedError(state.asked or error.strerror or error) from error
+        finally:
+            if state.asked:
+                self.request.settimeout(None)
         if not data and state.woken:
             raise _EndedError(state.asked)
         state.may_wait = False
@@ -478,7 +481,7 @@ class _Connections(dict[socket.socket, _State]):
     """
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()  # unlike a Condition, never left locked by a Ctrl-C
+        self.lock = threading.RLock()  # Ctrl-C while a Condition is entered could leave it locked
         self.changed = threading.Condition(self.lock)  # one is closed, or the server stops
 
     def close(self, connection: socket.socket) -> None:
@@ -496,7 +499,7 @@ class _Connections(dict[socket.socket, _State]):
             for connection, state in self.items():
                 if state.idle_since > since:
                     continue
-                if why == state.asked == _IDLE:  # since an earlier look: a send hangs, for one
+                if why == state.asked == _IDLE:  # still, since an earlier look: its send may hang
                     _shut(connection, socket.SHUT_RDWR)
                 state.asked = why  # before the look at `may_wait`: see _State
                 # Who has something to receive does not wait, and must be able to tell the end of
@@ -566,7 +569,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         self.connections = _Connections()
         self._workers = _Workers(self.process_request_thread)
         self._accept_lock, self._close_lock = threading.RLock(), threading.RLock()
-        self._acceptor: threading.Thread | None = None  # the one in serve_forever()
+        self._acceptors: set[threading.Thread] = set()  # those in serve_forever()
         self._next_look = 0.0
         self._crowded_at = -math.inf  # when others last had to wait
         self.address_family, address = _resolve(*server_address[:2])
@@ -578,16 +581,16 @@ class ReverseServer(socketserver.ThreadingTCPServer):
 
         Raises OSError if the listening socket is broken.
         """
-        with self._accept_lock:
-            self._acceptor = threading.current_thread()
-            try:
+        self._acceptors.add(threading.current_thread())
+        try:
+            with self._accept_lock:
                 self.service_actions()  # if the server is closed already, that is all
                 super().serve_forever(min(poll_interval, self.look_interval))
-            except _NotAcceptingError as error:
-                if not self.stopping and error.__cause__:
-                    raise error.__cause__ from None
-            finally:
-                self._acceptor = None
+        except _NotAcceptingError as error:
+            if not self.stopping and error.__cause__:
+                raise error.__cause__ from None
+        finally:
+            self._acceptors.discard(threading.current_thread())
 
     def service_actions(self) -> None:
         """Every now and then, end connections and threads that are idle."""
@@ -645,7 +648,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         Raises RuntimeError on a thread that it would wait for: in respond(), say.
         """
         thread = threading.current_thread()
-        if thread is self._acceptor or thread in self._workers:
+        if thread in self._acceptors or thread in self._workers:
             raise RuntimeError("server_close() would wait for the thread that calls it")
         with self._close_lock:
             if self.stopping:  # all done; or a signal's handler calls this in the midst of it
@@ -706,6 +709,8 @@ class ReverseServer(socketserver.ThreadingTCPServer):
     def _wait_for_room(self, count: int, why: str) -> None:
         """Wait for fewer than the *count* there are; log it, once for as long as it goes on."""
         if self.stopping:
+            if not self.connections:
+                raise _NotAcceptingError  # nobody will make room
             self._ask_and_wait(lambda: len(self.connections) < count, self.receive_until)
             return
         if time.monotonic() > self._crowded_at + 1:
@@ -1086,7 +1091,7 @@ def main(argv: list[str] | None = None) -> int:
         return int(args.run(args))
     except KeyboardInterrupt:
         return 130
-    except (OSError, UnicodeError) as error:  # UnicodeError: a host, or what cannot be printed
+    except (OSError, UnicodeError) as error:  # UnicodeError: what cannot be printed
         if isinstance(error, BrokenPipeError) and args.run is not _run_server:
             return 0  # whoever read standard output has had enough
         _complain(args, error)

@@ -1127,10 +1127,10 @@ class ServerTest(Case):
         with self.assertRaises(OverflowError):
             revecho.ReverseServer(("127.0.0.1", 70000))
 
-    def test_port_in_use_leaves_nothing(self):
+    def test_what_cannot_listen_leaves_nothing(self):
         server = self.serve()
         before = held()
-        for host in ("127.0.0.1", "192.0.2.1"):  # the second is no address of this machine
+        for host in ("127.0.0.1", "192.0.2.1", "x" * 64):  # in use, not of this machine, no name
             with self.assertRaises(OSError):
                 revecho.ReverseServer((host, at(server)[1]))
         self.assertTrue(given_back(before))
@@ -1213,6 +1213,13 @@ class ServerTest(Case):
         until(self.warned)
         server.server_close()
         self.assertEqual([receive(each) for each in crowd], [b"olleh\n"] * 6)
+
+    def test_a_stop_does_not_wait_for_room_that_nobody_can_make(self):
+        server, _ = self.serve_failing(itertools.repeat(OSError(errno.EMFILE, "")))
+        server.grace = LONG
+        self.connect(server)
+        until(self.warned)
+        self.closing(server)
 
     def test_a_broken_listener(self):
         """It ends serve_forever() with the error."""
@@ -1481,17 +1488,21 @@ class StoppingTest(Case):
         until(lambda: threading.active_count() <= threads)
 
     def test_large_replies_are_sent_in_full(self):
-        """Also if the handler sends a part itself."""
+        """Also if the handler sends a part itself, and when it has no more to receive."""
 
         def respond(handler, lines):
             handler.wfile.write(lines * 5000)
             return lines * 5000
 
-        server, connection, gate = self.busy(respond=respond)
+        def handle(handler):
+            Handler.handle(handler)
+            handler.wfile.write(b"x" * 10_000_000)
+
+        server, connection, gate = self.busy(respond=respond, handle=handle)
         connection.sendall(b"hello\n" * 1000)
         self.closing(server)
         gate.open()
-        self.assertEqual(len(receive(connection)), 1001 * 6 * 10_000)
+        self.assertEqual(len(receive(connection)), 1001 * 6 * 10_000 + 10_000_000)
 
     def test_a_line_that_the_stop_has_cut_is_not_answered(self):
         """Also if there is no grace."""
