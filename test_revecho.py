@@ -319,12 +319,12 @@ class Case(unittest.TestCase):
         return server, connection, gate
 
     def serve_one_who_does_not_read(self, **limits):
-        """Return a server that hangs in a send."""
+        """Return a server that hangs in a send of 64 MiB, and the client."""
         # More than fits in any buffers:
         server = self.serve(respond=lambda *_: b"x" * (64 << 20), **limits)
         connection = self.connect(server, b"hello\nhal")
         until(lambda: readable(connection))
-        return server
+        return server, connection
 
     def closing(self, server):
         """Close the server on a thread of its own; return that when it has begun."""
@@ -1038,9 +1038,15 @@ class ConnectionsTest(Case):
         self.assertEqual(receive(connection), b"error: line not finished within 60 seconds\n")
 
     def test_client_that_does_not_read(self):
+        """Its time begins again when it has read."""
+        _, connection = self.serve_one_who_does_not_read()
+        self.advance(40)
+        receive(connection, 64 << 20)
+        self.advance(40)
+        self.assertFalse(readable(connection))
         self.serve_one_who_does_not_read()
         self.advance(61)
-        self.assertRegex(self.until_logged(" gone ")[-1], "bytes answered: idle$")
+        self.until_logged("bytes answered: idle")
 
     def test_no_idle_timeout(self):
         server = self.serve(idle_timeout=0)
@@ -1437,7 +1443,7 @@ class StoppingTest(Case):
 
     def test_client_that_does_not_read_is_cut(self):
         threads = threading.active_count()
-        server = self.serve_one_who_does_not_read(grace=0.1)
+        server, _ = self.serve_one_who_does_not_read(grace=0.1)
         server.server_close()
         until(lambda: threading.active_count() <= threads)
 
@@ -1451,7 +1457,7 @@ class StoppingTest(Case):
         self.closing(server)
         self.assertEqual([receive(each) for each in others], [b"olleh\n"] * 7)
 
-    def answered_but_not_read(self, **changes):
+    def answered_but_not_read(self, last=b"", **changes):
         """Return a server whose 50,000 replies are on their way, and their client."""
         answered = []
 
@@ -1465,21 +1471,23 @@ class StoppingTest(Case):
         # In a window so small they are long on their way.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(at(server))
-        connection.sendall(b"hello\n" * 50_000)
+        connection.sendall(b"hello\n" * 50_000 + last)
         until(lambda: sum(map(len, answered)) == 300_000)
         return server, connection
 
     @needs_linux
     def test_replies_on_their_way_arrive(self):
-        """Though the client has not read them, and sends on after the stop."""
-        server, connection = self.answered_but_not_read(grace=LONG)
-        self.closing(server)
-        until(lambda: server.socket.fileno() < 0)
-        for _ in range(3):  # while it drains, it is asked again and again to end
-            connection.sendall(b"more\n")
-            time.sleep(0.1)
-        self.assertEqual(receive(connection, 300_000), b"olleh\n" * 50_000)
-        connection.close()
+        """Though the client has not read them, and sends on after the stop, or a line too long."""
+        for last, error in ((b"", b""), (b"x" * 2000, b"error: line longer than 1000 bytes\n")):
+            server, connection = self.answered_but_not_read(last, max_line=1000, grace=LONG)
+            self.closing(server)
+            until(lambda server=server: server.socket.fileno() < 0)
+            for _ in range(3):  # while it drains, it is asked again and again to end
+                connection.sendall(b"more\n")
+                time.sleep(0.1)
+            answer = b"olleh\n" * 50_000 + error
+            self.assertEqual(receive(connection, len(answer)), answer)
+            connection.close()
 
     def test_replies_on_their_way_have_no_longer_than_the_grace(self):
         threads = threading.active_count()
