@@ -2690,6 +2690,11 @@ class DocumentationTest(Case):
         """
         self.assert_ends(self.start(program=("-I", "-c", code)), b"olleh\n")
 
+    def test_bench(self):
+        bench = self.start(program=("-c", "import test_revecho; test_revecho.bench(1, 0.01)"))
+        out, err = bench.communicate(timeout=LIMIT)
+        self.assertRegex(out.decode(), r"\A.*\n([\w ,]+\n(    \w+ +\d+ .+\n){3}){4}\Z", err)
+
 
 # make bench: revecho beside the two servers that Python's documentation shows
 
@@ -2768,10 +2773,11 @@ def pin(which):
 
 def bench(rounds=9, seconds=0.5):
     pin(0)
+    silent = {"stderr": subprocess.DEVNULL}
     servers = {
-        "revecho": Program("server", "--quiet", "--port", 0),
-        "socketserver": Program(program=("-c", RECIPE)),
-        "asyncio": Program(program=("-c", STREAMS)),
+        "revecho": Program("server --quiet --port 0", **silent),
+        "socketserver": Program(program=("-c", RECIPE), **silent),
+        "asyncio": Program(program=("-c", STREAMS), **silent),
     }
     with contextlib.ExitStack() as stack:
         for server in servers.values():
