@@ -349,7 +349,7 @@ class _State:
         self.may_wait = True  # in a receive; from the start, as a handle() of one's own may not say
         # Written by other threads alone, under the lock of _Connections:
         self.asked = ""  # to end, and why
-        self.woken = False  # by SHUT_RD, after which an empty receive is not the peer's end
+        self.woken = False  # by a shutdown of ours: an empty receive is not the peer's end then
 
 
 class ReverseHandler(socketserver.StreamRequestHandler):
@@ -530,7 +530,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
     *server_address* is a host and a port; the host is an IPv4 or IPv6 address or a name.  Port 0
     takes any free one; the attribute server_address then tells which.
 
-    Call serve_forever(), and server_close() (or leave the ``with`` block) to stop.
+    Call serve_forever(); to stop, server_close() on another thread, or leave the ``with`` block.
 
     Its attributes, of which it takes the first four by name:
 
@@ -549,7 +549,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
     request_queue_size = 4096  # the kernel takes it down to its own limit
     look_interval = 0.5  # seconds between looks for what is idle, and for room that was missing
     stopping = False
-    receive_until = open_until = math.inf  # what connections may when it stops
+    receive_until = open_until = math.inf  # what connections may do when it stops, and how long
 
     def __init__(
         self,
@@ -662,7 +662,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
                     self._ask_and_wait(lambda: not self.connections, self.open_until)
             finally:  # if Ctrl-C interrupts this, too
                 super().server_close()
-                with self._accept_lock:
+                with self._accept_lock:  # now nobody accepts any more
                     if self.connections:  # they, and their draining, have no more time
                         self.open_until = time.monotonic()
                     self.connections.cut()
@@ -836,7 +836,7 @@ def _stream(
             if not (ended or unsent or owed >= _LARGE):
                 wanted[feed] = _READ
             progress = _READ if owed else _READ | _WRITE  # once a reply is owed, only that counts
-            expected = bool(unsent) or unanswered.due()  # of the server; else wait without end
+            expected = bool(unsent) or unanswered.due()  # of the server; if not, wait for ever
             ready = _ready(wanted, max(0, late_at - time.monotonic()) if expected else None)
             if feed in ready:
                 data = feed.recv(_BLOCK)
@@ -929,7 +929,7 @@ class _Connection:
     def ask(self, line: bytes) -> bytes:
         """Send a line and return the line that comes back."""
         unsent, reply, data = memoryview(line), bytearray(), b""
-        while b"\n" not in data:  # what has come last
+        while b"\n" not in data:  # where data is what has come last
             # Both at the same time: who refuses a line need not have read all of it.
             ready = _ready({self.socket: _READ | _WRITE if unsent else _READ}, self.timeout)
             if not ready:
@@ -1283,7 +1283,7 @@ def _writing() -> Iterator[None]:
 
 
 def _forget(file: Any) -> None:
-    """Let nothing more go to a standard stream, though at exit Python tries again."""
+    """Drop what a standard stream cannot write: at exit Python would try again, and complain."""
     with contextlib.suppress(OSError), open(os.devnull, "wb") as nothing:
         os.dup2(nothing.fileno(), file.fileno())
 

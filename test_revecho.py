@@ -1468,7 +1468,7 @@ class StoppingTest(Case):
         server = self.serve(respond=respond, **changes)
         connection = self.stack(socket.socket())
         connection.settimeout(LIMIT)
-        # In a window so small they are long on their way.
+        # In a window so small that they are long on their way:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(at(server))
         connection.sendall(b"hello\n" * 50_000 + last)
