@@ -549,7 +549,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
     request_queue_size = 4096  # the kernel takes it down to its own limit
     look_interval = 0.5  # seconds between looks for what is idle, and for room that was missing
     stopping = False
-    receive_until = open_until = math.inf  # what connections may do when it stops, and how long
+    receive_until = open_until = math.inf  # by time.monotonic(), for connections; a stop sets them
 
     def __init__(
         self,
