@@ -8,7 +8,10 @@ help:  ## list the targets
 test:  ## run all tests
 	$(PYTHON) -W error -m unittest -b
 
+hold:  ## hold each kind of thread before each of its lines during a stop; takes a minute or two
+	EVERY_LINE=1 $(PYTHON) -W error -m unittest -b -k Interleaving
+
 bench:  ## measure revecho beside the servers that Python's documentation shows
 	$(PYTHON) test_revecho.py bench
 
-.PHONY: help test bench
+.PHONY: help test hold bench

@@ -42,6 +42,7 @@ import selectors
 import signal
 import socket
 import socketserver
+import struct
 import sys
 import threading
 import time
@@ -53,8 +54,9 @@ with contextlib.suppress(ImportError):  # Windows has neither
     import fcntl
     import termios
 
-__all__ = ["HOST", "PORT", "ProtocolError", "ReplyError", "ReverseHandler", "ReverseServer"]
-__all__ += ["main", "request", "reverse_lines", "reverse_text", "running_server", "stream"]
+__all__ = ["HOST", "PORT", "CloseConnection", "ProtocolError", "ReplyError", "ReverseHandler"]
+__all__ += ["ReverseServer", "main", "request", "reverse_lines", "reverse_text", "running_server"]
+__all__ += ["stream"]
 __version__ = "1.0"
 
 HOST = "127.0.0.1"
@@ -81,6 +83,11 @@ def _limit(name: str, value: Any) -> Any:
     if not least <= value <= most:
         raise ValueError(f"{name} must be from {least} to {most}")
     return value
+
+
+def _quantity(number: float, unit: str) -> str:
+    """Return, say, 1 byte or 60 seconds."""
+    return f"{number:.15g} {unit}{'s' * (number != 1)}"
 
 
 # Reversing: text and bytes, no sockets
@@ -142,15 +149,36 @@ def reverse_lines(lines: bytes) -> bytes:
 # Cutting bytes into lines, no sockets either
 
 
-class ProtocolError(Exception):
-    """What respond() raises to tell the peer ``error: `` and *message*, and end the connection.
+class CloseConnection(Exception):  # noqa: N818  it asks for an end, and need not be an error
+    r"""What respond() or handle() raises to end the connection: *reply* is sent, then it ends.
+
+    *reply* is what has not been sent yet, in bytes; *why* is for the log.
+
+    >>> class Polite(ReverseHandler):
+    ...     def respond(self, lines):
+    ...         before, quit, _ = lines.partition(b"quit\n")
+    ...         if quit:
+    ...             raise CloseConnection(reverse_lines(before) + b"bye\n")
+    ...         return reverse_lines(lines)
+    >>> with running_server(RequestHandlerClass=Polite) as server:
+    ...     request("quit", *server.server_address[:2])
+    'bye'
+    """
+
+    def __init__(self, reply: bytes = b"", why: str = "the handler ended it") -> None:
+        super().__init__(why)
+        self.reply, self.why = reply, why
+
+
+class ProtocolError(CloseConnection):
+    """The same, but the peer is also told what is wrong: ``error: `` and *message* come last.
 
     *message* is one line of text.  *reply* is sent before it: the answers to the lines before.
     """
 
     def __init__(self, message: str, reply: bytes = b"") -> None:
-        super().__init__(message)
-        self.reply = reply
+        error = f"error: {message}\n".encode("utf-8", "surrogateescape")
+        super().__init__(reply + error, message)
 
 
 class _Lines:
@@ -182,7 +210,7 @@ class _Lines:
 
     def _check_length(self, length: int) -> None:
         if length > self.max_line:
-            raise ProtocolError(f"line longer than {self.max_line} bytes")
+            raise ProtocolError(f"line longer than {_quantity(self.max_line, 'byte')}")
 
 
 # Sockets and their addresses
@@ -206,6 +234,9 @@ def _address(address: Any) -> str:
     return address if isinstance(address, str) else repr(address)
 
 
+_MOMENT = 0.05  # seconds between looks for acknowledgements, which nothing announces
+
+
 def _shut(connection: socket.socket, how: int) -> None:
     with contextlib.suppress(OSError):  # the peer may have been faster
         socket.socket.shutdown(connection, how)  # SSLSocket's own would take the TLS layer away
@@ -223,56 +254,19 @@ _BROKEN = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
 # ... and these that the system has no room for one more.  All others are about one connection.
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
-_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # Windows has no poll
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
 def _ready(wanted: dict[socket.socket, int], seconds: float | None) -> dict[Any, int]:
     """Wait until a socket is ready for what is wanted of it; tell which are, and for what."""
-    with _Selector() as selector:
+    # Windows has no poll, and epoll would take a descriptor.
+    with getattr(selectors, "PollSelector", selectors.SelectSelector)() as selector:
         for connection, events in wanted.items():
             selector.register(connection, events)
         return {key.fileobj: events for key, events in selector.select(seconds)}
 
 
-def _readable(connection: socket.socket) -> bool:
-    """Tell whether a receive, or accept, would return at once."""
-    try:
-        return bool(_ready({connection: _READ}, 0))
-    except ValueError:  # it is closed, and would fail at once
-        return True
-
-
-def _drain(
-    connection: socket.socket, woken: bool, quiet: float, end: Callable[[], float], limit: int
-) -> None:
-    """End our side; then read and drop what the peer sends until it is quiet and has all replies.
-
-    To close with input unread, or before more comes in, would reset the connection, and destroy
-    replies on their way.  *quiet* seconds without input make a peer quiet.  One that goes on is
-    cut after *limit* bytes or at the *end*, a function, as a stop can bring that forward.
-
-    If its thread was *woken* by SHUT_RD, both sides must not end: then Linux would answer any more
-    input by a reset.  And a receive gives an empty result at once.
-    """
-    left, quiet_at = limit, time.monotonic() + quiet
-    with contextlib.suppress(OSError):  # the peer may be gone
-        if not woken:
-            _shut(connection, socket.SHUT_WR)
-        connection.settimeout(0.05)
-        while left > 0 and time.monotonic() < end():
-            if time.monotonic() >= quiet_at and not _unacknowledged(connection):
-                break
-            with contextlib.suppress(socket.timeout):
-                if data := connection.recv(_BLOCK):
-                    left, quiet_at = left - len(data), time.monotonic() + quiet
-                elif woken:
-                    time.sleep(0.05)
-                else:
-                    break
-
-
-# Worker threads
+# ---- Worker threads ------------------------------------------------------------------------------
 
 
 class _Workers(dict[threading.Thread, queue.SimpleQueue[Any]]):
@@ -321,53 +315,83 @@ class _Workers(dict[threading.Thread, queue.SimpleQueue[Any]]):
             self._idle.append(inbox)
 
 
-# One connection
-
-# Three kinds of threads meet from here on.  One accepts, in serve_forever(); when that has ended,
-# the one that closes the server takes over, which may be any.  And one serves each connection:
-# others may shut the connection down, but do not receive, send or close there.
-
-_IDLE, _STOPPING = "idle", "stopping"  # why the server asks a connection to end
+# ---- One connection ------------------------------------------------------------------------------
 
 
-class _EndedError(Exception):
-    """The connection broke, or the server has asked it to end; the message says why."""
+class _IdleError(CloseConnection):
+    """The peer has kept us waiting for too long."""
 
 
-class _State:
-    """What other threads must know of a connection, and what they want of it.
-
-    Its own thread notes that it may wait in a receive, then looks whether it is asked to end.  Who
-    asks it to end writes that down, then looks whether it may wait, and if so wakes it.  So at
-    least one of the two sees what the other has written, whoever comes first.
-    """
-
-    def __init__(self) -> None:
-        self.opened_at = time.monotonic()
-        # Written by the connection's own thread alone, in an exchange without a lock:
-        self.idle_since = self.opened_at  # infinity while we do not wait for the peer
-        self.may_wait = True  # in a receive; from the start, as a handle() of one's own may not say
-        # Written by other threads alone, under the lock of _Connections:
-        self.asked = ""  # to end, and why
-        self.woken = False  # by a shutdown of ours: an empty receive is not the peer's end then
+class _BrokenError(CloseConnection):
+    """The connection broke, or the peer takes nothing any more."""
 
 
 class ReverseHandler(socketserver.StreamRequestHandler):
-    """Answers the lines of one connection, all of it on the connection's own thread.
+    r"""Answers the lines of one connection.  All of it runs on the connection's own thread.
 
-    Override respond() to answer something else; the limits and the way of stopping stay.  If you
-    override handle() instead, max_line is yours, idle_timeout limits the whole connection, rfile
-    has no buffer (set rbufsize), and an empty receive may be the server's doing (state.woken).
+    Override respond() to answer something else; the limits and the way of stopping stay.  They are
+    also in force in a handle() of your own that uses receive() and send():
+
+        >>> class Greeting(ReverseHandler):
+        ...     def handle(self):
+        ...         self.send(b"hello\n")
+        ...         super().handle()
+
+    A handle() may use request, rfile and wfile instead, not as well: then it waits for as long as
+    the peer likes, and is cut when the server has been stopped and the grace is over.
     """
 
     server: ReverseServer
     request: socket.socket
     disable_nagle_algorithm = True  # a reply shall not wait until the one before is acknowledged
-    rbufsize = 0  # handle() does not use rfile, the buffer of which would be memory for nothing
+    rbufsize = 0  # the buffer of rfile would be memory for nothing
+    patience = 0.25  # seconds that a receive or a send waits by itself, where it can
     drain_quiet, drain_time, drain_limit = 0.5, 5.0, 1 << 30  # seconds, seconds, bytes: _drain()
-    answered = 0  # bytes
-    _told = False  # has an error been sent to the peer?
-    _why = "the handler ended it"  # why the connection ended; empty if the peer ended its side
+    _socket: socket.socket | None = None  # request, once it has been made patient
+    _sent = 0  # bytes
+    _why = "the handler ended it"  # why the connection ended, for the log; empty if the peer did it
+    _drained = False  # has all that has come been received, or can nothing come any more?
+
+    def __init__(self, request: Any, client_address: Any, server: Any) -> None:
+        """Live the whole life of the connection: this is what a worker calls."""
+        self.request, self.client_address, self.server = request, client_address, server
+        self.setup()
+        try:
+            self.handle()
+        except CloseConnection as end:
+            self._why = end.why
+            with contextlib.suppress(CloseConnection):
+                self.send(end.reply)
+        except Exception:
+            server.handle_error(request, client_address)  # now, as finish() can take its time
+        finally:
+            self.finish()
+
+    def setup(self) -> None:
+        """Prepare for handle().  The server knows the connection already."""
+        super().setup()
+        self._opened_at = time.monotonic()
+        self._idle_timeout = self.server.idle_timeout or math.inf
+        self._idle_at = self._opened_at + self._idle_timeout  # by then a line has to be answered
+        # Bytes to receive at a time, for _Lines at most max_line.  To ask for more takes memory.
+        self._size = min(1024, self.server.max_line)
+        log.info("%s connected", _address(self.client_address))
+
+    def handle(self) -> None:
+        """Answer line after line, until the peer ends its side, or a limit or the server does."""
+        lines = _Lines(self.server.max_line)
+        try:
+            while data := self.receive():
+                if whole := lines.add(data):
+                    self.send(self.respond(whole))
+                del data, whole  # large, perhaps, and the next ones long in coming
+        except _IdleError:
+            if not lines.begun:
+                raise
+            limit = _quantity(self.server.idle_timeout, "second")
+            raise ProtocolError(f"line not finished within {limit}") from None
+        if last := lines.last():
+            self.send(self.respond(last))
 
     def respond(self, lines: bytes) -> bytes:
         """Return the answer to *lines*: one or more whole lines, each with its ending.
@@ -378,146 +402,178 @@ class ReverseHandler(socketserver.StreamRequestHandler):
             def respond(self, lines):
                 return b"".join(line.upper() for line in io.BytesIO(lines))
 
-        Raise ProtocolError to tell the peer what is wrong.  Any other exception is logged with its
-        traceback.  Both end the connection.
+        Raise CloseConnection to end the connection, ProtocolError to tell the peer what is wrong
+        as well.  Any other exception is logged with its traceback, and ends the connection too.
         """
         return reverse_lines(lines)
 
-    def setup(self) -> None:
-        """Prepare for lines.  The server knows the connection already."""
-        super().setup()
-        self.state = self.server.connections[self.request]
-        self._lines = _Lines(self.server.max_line)
-        # Bytes to receive at a time, for _Lines at most max_line.  To ask for more takes memory.
-        self._size = min(1024, self.server.max_line)
-        log.info("%s connected", _address(self.client_address))
+    def receive(self) -> bytes:
+        """Return what the peer sends next: some bytes, or none when it has ended its side.
 
-    def handle(self) -> None:
-        """Answer line after line, until the peer ends its side, or a limit or the server does."""
-        try:
-            while data := self._receive():
-                if whole := self._lines.add(data):
-                    self._answer(whole)
-                del data, whole  # large, perhaps, and the next ones long in coming
-            if last := self._lines.last():
-                self._answer(last)
-            self._why = ""
-        except ProtocolError as error:
-            self._tell(str(error), error.reply)
-        except _EndedError as end:
-            self._why = str(end)
-            if self._lines.begun and self.state.may_wait and self.state.asked == _IDLE:
-                self._tell(f"line not finished within {self.server.idle_timeout:g} seconds")
-
-    def finish(self) -> None:
-        """See to it that the last reply arrives."""
-        super().finish()
-        request, server = self.request, self.server
-        if self._why:
-            # Draining has limits of its own.  The lock: nobody may wake it once `woken` is read.
-            with server.connections.lock:
-                self.state.idle_since, self.state.may_wait = math.inf, False
-                woken = self.state.woken
-            quiet = self.drain_quiet
-            if self.state.asked and not self._told:
-                quiet = 0 if woken else 0.05  # it was quiet when we looked, mostly
-            end = time.monotonic() + self.drain_time
-            _drain(request, woken, quiet, lambda: min(end, server.open_until), self.drain_limit)
-        took, why = time.monotonic() - self.state.opened_at, self._why and f": {self._why}"
-        peer = _address(self.client_address)
-        log.info("%s gone after %.1f s, %d bytes answered%s", peer, took, self.answered, why)
-
-    def _receive(self) -> bytes:
-        """Return what the peer sends next; nothing when it has ended its side."""
-        state = self.state
-        state.may_wait = True  # before the look at `asked`: see _State
-        try:
-            if state.asked:
-                if state.asked == _IDLE or time.monotonic() > self.server.receive_until:
-                    raise _EndedError(state.asked)
-                self.request.settimeout(0)  # for what has arrived, and no more
-            data = self.request.recv(self._size)
-        except OSError as error:
-            raise _EndedError(state.asked or error.strerror or error) from error
-        finally:
-            if state.asked:
-                self.request.settimeout(None)
-        if not data and state.woken:
-            raise _EndedError(state.asked)
-        state.may_wait = False
-        if len(data) == self._size:
+        Raises CloseConnection, to be let through, when the connection has to end: it broke; the
+        idle timeout has passed since the last send(); or the server stops, and all that had arrived
+        has been received.
+        """
+        while True:
+            stopping = self.server.stopping  # to be asked before the receive: see _wait()
+            if stopping:
+                self.request.setblocking(False)  # for what has arrived, and no more
+            if stopping or time.monotonic() >= self._idle_at:
+                self._seconds_left(_READ)
+            try:
+                data = (self._socket or self._be_patient()).recv(self._size)
+                break
+            except OSError as error:
+                self._wait(self._awaited(error, _READ), stopping)
+        if not data:
+            self._seconds_left(_READ)  # none, if the server has cut it: then the peer has not ended
+            self._drained, self._why = True, ""
+        elif len(data) == self._size:
             self._size = min(_BLOCK, self.server.max_line)
         return data
 
-    def _answer(self, lines: bytes) -> None:
-        self.state.idle_since = math.inf  # what respond() takes is not the peer's time
-        reply = self.respond(lines)
-        self._send(reply)
-        self.answered += len(reply)
+    def send(self, data: bytes) -> None:
+        """Send all of *data*; the peer has the idle timeout to take it.
 
-    def _send(self, data: bytes) -> None:
-        self.state.idle_since = time.monotonic()  # for the peer to read
+        Raises CloseConnection, as receive() does, if that is not enough, or the connection broke.
+        A stop of the server only leaves it no more than the grace.
+        """
+        self._idle_at = time.monotonic() + self._idle_timeout  # what has passed was ours
+        unsent = memoryview(data)
+        while unsent:
+            try:
+                count = (self._socket or self._be_patient()).send(unsent)
+            except OSError as error:
+                self._wait(self._awaited(error, _WRITE), self.server.stopping)
+                continue
+            unsent = unsent[count:]
+        self._sent += len(data)
+        self._idle_at = time.monotonic() + self._idle_timeout
+
+    def finish(self) -> None:
+        """See to it that what was sent last arrives."""
+        super().finish()
+        if hasattr(self.request, "unwrap"):  # TLS has a farewell of its own
+            with contextlib.suppress(OSError, ValueError):  # but not before the handshake is done
+                self.request.unwrap()
+        if not self._drained or (self.server.stopping and _unacknowledged(self.request)):
+            self._drain()
+        took, why = time.monotonic() - self._opened_at, self._why and f": {self._why}"
+        peer = _address(self.client_address)
+        log.info("%s gone after %.1f s, %d bytes sent%s", peer, took, self._sent, why)
+
+    def _be_patient(self) -> socket.socket:
+        """Return the socket, which from now on leaves all long waits to _wait()."""
+        # To ask it before each receive would cost up to a fifth of a small exchange.
+        if self.patience and sys.platform == "linux" and type(self.request) is socket.socket:
+            timeval = struct.pack("ll", *divmod(round(self.patience * 1e6), 1_000_000))
+            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                self.request.setsockopt(socket.SOL_SOCKET, option, timeval)
+        else:
+            self.request.setblocking(False)
+        self._socket = self.request
+        return self.request
+
+    def _awaited(self, error: OSError, event: int) -> int:
+        """Return what to wait for before another try, if that is all that *error* says."""
+        # By their names, as ssl is imported only where it is used.
+        events = {"BlockingIOError": event, "SSLWantReadError": _READ, "SSLWantWriteError": _WRITE}
         try:
-            self.request.sendall(data)
-        except OSError as error:
-            raise _EndedError(self.state.asked or error.strerror or error) from error
-        self.state.idle_since = time.monotonic()
+            return events[type(error).__name__]
+        except KeyError:
+            self._drained = isinstance(error, ConnectionError)
+            raise _BrokenError(why=str(error.strerror or error)) from error
 
-    def _tell(self, message: str, reply: bytes = b"") -> None:
-        self._why, self._told = message, True
-        with contextlib.suppress(_EndedError):  # it may be gone
-            self._send(reply + f"error: {message}\n".encode("utf-8", "surrogateescape"))
-            self.answered += len(reply)
+    def _wait(self, event: int, stopping: bool) -> None:
+        """Wait until the peer has sent something (_READ) or has room (_WRITE).
+
+        For something to receive, only until the server stops.  *stopping* tells whether that was
+        known before the last try.
+        """
+        wanted = {self.request: event}
+        if event == _READ:
+            if stopping:
+                # Who knew that the server stops, and then found nothing to receive, has answered
+                # all that had arrived.
+                self._drained = True
+                raise CloseConnection(why="stopping")
+            wanted[self.server.stop_signal] = _READ
+        with contextlib.suppress(ValueError):  # one of them is closed: the next try will tell
+            _ready(wanted, min(self._seconds_left(event), _LONGEST_WAIT))
+
+    def _seconds_left(self, event: int) -> float:
+        """Return how long to wait for the peer at most; raise CloseConnection if no longer."""
+        now = time.monotonic()
+        end = self.server.receive_until if event == _READ else math.inf
+        if now >= end:
+            raise CloseConnection(why="stopping")
+        if now < self._idle_at:
+            return min(end, self._idle_at) - now
+        if event == _READ:
+            raise _IdleError(why="idle")
+        self._drained = True  # what the peer does not take it need not be spared
+        raise _BrokenError(why="idle")
+
+    def _drain(self) -> None:
+        """End our side; then read and drop what comes, until the peer ends or is quiet.
+
+        To close with input unread, or before more comes in, would reset the connection, and destroy
+        replies on their way.  So the peer has to have them all, too.
+        """
+        now, below_tls = time.monotonic(), socket.socket
+        end, quiet_at, left = now + self.drain_time, now + self.drain_quiet, self.drain_limit
+        with contextlib.suppress(OSError, ValueError):  # it may be broken, or closed by a handle()
+            below_tls.shutdown(self.request, socket.SHUT_WR)
+            while left > 0 and now < min(end, self.server.open_until):
+                if now >= quiet_at and not _unacknowledged(self.request):
+                    break
+                if _ready({self.request: _READ}, _MOMENT):
+                    data = below_tls.recv(self.request, _BLOCK)
+                    if not data:
+                        break
+                    left -= len(data)
+                    if not self.server.stopping:  # in a stop nobody gets more time than that
+                        quiet_at = time.monotonic() + self.drain_quiet
+                now = time.monotonic()
 
 
-# All connections
+# ---- All connections -----------------------------------------------------------------------------
 
 
-class _Connections(dict[socket.socket, _State]):
+class _Connections(set[socket.socket]):
     """The open connections, and the lock that guards them.
 
-    Only under the lock is a connection added, shut down by a thread that is not its own, or closed.
-    So nobody shuts down a descriptor that is another's by now.
+    Only under the lock is a connection added, cut or closed.  So nobody cuts a descriptor that is
+    another's by now.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.lock = threading.RLock()  # Ctrl-C while a Condition is entered could leave it locked
         self.changed = threading.Condition(self.lock)  # one is closed, or the server stops
 
+    def open(self, connection: socket.socket) -> None:
+        with self.lock:
+            self.add(connection)
+
     def close(self, connection: socket.socket) -> None:
         with self.lock:
-            self.pop(connection, None)
+            self.discard(connection)
             # close() would leave it open for as long as rfile is, perhaps because of an exception.
             descriptor = connection.detach()
             if descriptor >= 0:
                 socket.close(descriptor)
             self.changed.notify_all()
 
-    def ask_to_end(self, why: str, since: float = math.inf) -> None:
-        """Ask those to end whose peers have kept us waiting since then, and wake them."""
-        with self.lock:
-            for connection, state in self.items():
-                if state.idle_since > since:
-                    continue
-                if why == state.asked == _IDLE:  # still, since an earlier look: its send may hang
-                    _shut(connection, socket.SHUT_RDWR)
-                state.asked = why  # before the look at `may_wait`: see _State
-                # Who has something to receive does not wait, and must be able to tell the end of
-                # the peer's side from being woken.
-                if state.may_wait and not _readable(connection):
-                    state.woken = True
-                    _shut(connection, socket.SHUT_RD)
-
     def cut(self) -> None:
         with self.lock:
-            for connection, state in self.items():
-                state.asked, state.woken = _STOPPING, True
+            for connection in self:
                 _shut(connection, socket.SHUT_RDWR)
 
-    def wait(self, condition: Callable[[], bool], seconds: float) -> None:
-        """Wait until *condition* holds, but no longer than so many seconds."""
+    def wait(self, condition: Callable[[], bool], until: float) -> None:
+        """Wait for *condition*, but no longer than until then, by time.monotonic()."""
         with self.lock:
-            self.changed.wait_for(condition, max(0, seconds))
+            self.changed.wait_for(condition, max(0, until - time.monotonic()))
 
 
 class _NotAcceptingError(Exception):
@@ -539,6 +595,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
     idle_timeout     seconds that a connection may stay open with no line answered; 0 means for ever
     grace            seconds for finishing what has been received when the server stops
     connections      those that are open; len(server.connections) tells how many
+    stop_signal      a socket that is readable from the moment when the server stops
 
     Raises OSError if it cannot listen there, OverflowError for a port and ValueError for a limit
     out of range.
@@ -547,7 +604,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
     server_address: tuple[str, int]  # and two numbers more for IPv6
     allow_reuse_address = os.name == "posix"  # elsewhere it would let another program take the port
     request_queue_size = 4096  # the kernel takes it down to its own limit
-    look_interval = 0.5  # seconds between looks for what is idle, and for room that was missing
+    look_interval = 0.5  # seconds between looks for idle threads, and for room that was missing
     stopping = False
     receive_until = open_until = math.inf  # by time.monotonic(), for connections; a stop sets them
 
@@ -568,126 +625,103 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         self.grace = _limit("grace", grace)
         self.connections = _Connections()
         self._workers = _Workers(self.process_request_thread)
-        self._accept_lock, self._close_lock = threading.RLock(), threading.RLock()
+        self._accepting, self._closing = threading.RLock(), threading.RLock()
         self._acceptors: set[threading.Thread] = set()  # those in serve_forever()
         self._next_look = 0.0
         self._crowded_at = -math.inf  # when others last had to wait
         self.address_family, address = _resolve(*server_address[:2])
-        super().__init__(address, RequestHandlerClass, bind_and_activate)
-        self.socket.setblocking(False)  # a client may be gone again before accept()
+        super().__init__(address, RequestHandlerClass, bind_and_activate=False)
+        try:
+            self.stop_signal, self._far_end = socket.socketpair()  # it is readable when that closes
+            if bind_and_activate:
+                self.server_bind()
+                self.server_activate()
+        except BaseException:
+            self._close_sockets()
+            raise
 
-    def serve_forever(self, poll_interval: float = 0.5) -> None:
+    def server_activate(self) -> None:
+        """Listen; a client may be gone again before accept(), which shall not wait for another."""
+        super().server_activate()
+        self.socket.setblocking(False)
+
+    # On the thread that accepts
+
+    def serve_forever(self, poll_interval: float = 0.05) -> None:
         """Accept connections until shutdown() or server_close() is called on another thread.
 
-        Raises OSError if the listening socket is broken.
+        It looks for that every *poll_interval* seconds.  Raises OSError if the listening socket is
+        broken.
         """
         self._acceptors.add(threading.current_thread())
         try:
-            with self._accept_lock:
+            with self._accepting:
                 self.service_actions()  # if the server is closed already, that is all
-                super().serve_forever(min(poll_interval, self.look_interval))
+                super().serve_forever(poll_interval)
         except _NotAcceptingError as error:
             if not self.stopping and error.__cause__:
                 raise error.__cause__ from None
         finally:
             self._acceptors.discard(threading.current_thread())
 
+    def handle_request(self) -> None:
+        """Serve one connection; call handle_timeout() if none comes for `timeout` seconds."""
+        # That the listener does not block the inherited method takes for a timeout of none at all.
+        with self._accepting:
+            if not self.stopping:
+                ready = _ready({self.socket: _READ, self.stop_signal: _READ}, self.timeout)
+                if self.socket in ready:
+                    self._handle_request_noblock()
+                elif not ready:
+                    self.handle_timeout()
+
     def service_actions(self) -> None:
-        """Every now and then, end connections and threads that are idle."""
+        """Between two connections: look for a stop and, now and then, for idle threads."""
         if self.stopping:
             raise _NotAcceptingError
         now = time.monotonic()
         if now >= self._next_look:
             self._next_look = now + self.look_interval
             self._workers.end_idle()
-            if self.idle_timeout:
-                self.connections.ask_to_end(_IDLE, now - self.idle_timeout)
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept a connection, when there is room and a thread for it; OSError if not.
-
-        A subclass can wrap what super() returns, by TLS for example; later would be too late.
-        """
-        count = len(self.connections)
-        if count >= self.max_connections:
-            self._wait_for_room(count, f"{count} connections are open")
-            if len(self.connections) >= count:
-                raise BlockingIOError
-        try:
-            self._workers.reserve()
-            connection, client_address = super().get_request()
-        except (OSError, RuntimeError, MemoryError) as error:
-            number = getattr(error, "errno", errno.ENOMEM)  # RuntimeError: no more threads
-            if number in _BROKEN:
-                raise _NotAcceptingError from error
-            if number in _EXHAUSTED:
-                self._wait_for_room(count, str(error))
-            raise BlockingIOError from error
-        connection.settimeout(None)  # whatever socket.setdefaulttimeout() says
-        return connection, client_address
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Let a worker serve the connection, which is open from now on."""
-        with self.connections.lock:
-            self.connections[request] = _State()
-        self._workers.hand_over(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        """Close the connection, and make room for another."""
-        self.connections.close(request)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
-        """Log an exception of the handler's own."""
-        log.error("%s: the handler failed", _address(client_address), exc_info=sys.exc_info())
-
-    def server_close(self) -> None:
-        """Stop listening, answer every line that has been received, and close everything.
-
-        Takes as long as that takes, at most little more than the grace, if get_request() and
-        verify_request() do not hang.  Any number of calls, also by several threads, do no harm.
-        Raises RuntimeError on a thread that it would wait for: in respond(), say.
-        """
-        thread = threading.current_thread()
-        if thread in self._acceptors or thread in self._workers:
-            raise RuntimeError("server_close() would wait for the thread that calls it")
-        with self._close_lock:
-            if self.stopping:  # all done; or a signal's handler calls this in the midst of it
-                return
-            self.open_until = time.monotonic() + self.grace
-            self.receive_until = self.open_until - 0.1 * self.grace  # the rest is for a good end
-            self.stopping = True
+        """Accept a connection, when there is room and a thread for it; OSError if not."""
+        while True:
+            count = len(self.connections)
             try:
-                self._stop_listening()
-                while self.connections and time.monotonic() < self.open_until:
-                    self._ask_and_wait(lambda: not self.connections, self.open_until)
-            finally:  # if Ctrl-C interrupts this, too
-                super().server_close()
-                with self._accept_lock:  # now nobody accepts any more
-                    if self.connections:  # they, and their draining, have no more time
-                        self.open_until = time.monotonic()
-                    self.connections.cut()
-                    self._workers.end(self.open_until + self.look_interval)
+                self._reserve(count)
+                connection, client_address = super().get_request()
+            except (OSError, RuntimeError, MemoryError) as error:
+                number = getattr(error, "errno", errno.ENOMEM)  # RuntimeError: no more threads
+                if number in _BROKEN:
+                    raise _NotAcceptingError from error
+                if number in _EXHAUSTED and self._wait_for_room(count, str(error)):
+                    continue
+                raise BlockingIOError from error
+            connection.settimeout(None)  # whatever socket.setdefaulttimeout() says
+            return connection, client_address
 
-    def _stop_listening(self) -> None:
-        """Have serve_forever() end, accept those who wait in the listen queue, close the socket."""
-        somebody_waits = _readable(self.socket)
-        # If somebody waits, that wakes serve_forever().  Else it may sleep; to shut the socket down
-        # wakes it as well, and refuses those who come from now on.
-        if not somebody_waits:
-            _shut(self.socket, socket.SHUT_RDWR)
-        with self.connections.lock:
-            self.connections.changed.notify_all()  # serve_forever() may wait for room
-        with self._accept_lock, contextlib.suppress(_NotAcceptingError):
-            for _ in range(self.request_queue_size + 1 if somebody_waits else 0):
-                if time.monotonic() >= self.receive_until or not _readable(self.socket):
-                    break
-                self._handle_request_noblock()
-        super().server_close()
+    def _reserve(self, count: int) -> None:
+        """Have a place and a thread for another than the *count* there are; RuntimeError if not."""
+        if count >= self.max_connections:
+            raise RuntimeError(f"the limit max_connections={self.max_connections} is reached")
+        self._workers.reserve()
 
-    def _ask_and_wait(self, condition: Callable[[], bool], until: float) -> None:
-        """Ask all to end, and wait for the condition; not long, as a handle() may not look."""
-        self.connections.ask_to_end(_STOPPING)
-        self.connections.wait(condition, min(self.look_interval, until - time.monotonic()))
+    def _wait_for_room(self, count: int, why: str) -> bool:
+        """Wait for fewer than the *count* there are; tell whether that came true."""
+        if self.stopping:
+            if not count:
+                raise _NotAcceptingError  # nobody can make room
+            self.connections.wait(lambda: len(self.connections) < count, self.receive_until)
+        else:
+            if time.monotonic() > self._crowded_at + 1:  # once for as long as it goes on
+                log.warning("cannot accept, others wait: %s", why)
+            self.connections.wait(
+                lambda: self.stopping or len(self.connections) < count,
+                time.monotonic() + self.look_interval,
+            )
+            self._crowded_at = time.monotonic()
+        return len(self.connections) < count
 
     def _handle_request_noblock(self) -> None:
         """As in socketserver, but a verify_request() that raises costs only that connection."""
@@ -701,24 +735,75 @@ class ReverseServer(socketserver.ThreadingTCPServer):
                 self.process_request(request, client_address)
                 handed_over = True
         except Exception:
-            self.handle_error(request, client_address)
+            log.exception("%s: not served", _address(client_address))
         finally:
             if not handed_over:
                 self.shutdown_request(request)
 
-    def _wait_for_room(self, count: int, why: str) -> None:
-        """Wait for fewer than the *count* there are; log it, once for as long as it goes on."""
-        if self.stopping:
-            if not self.connections:
-                raise _NotAcceptingError  # nobody will make room
-            self._ask_and_wait(lambda: len(self.connections) < count, self.receive_until)
-            return
-        if time.monotonic() > self._crowded_at + 1:
-            log.warning("cannot accept, others wait: %s", why)
-        self.connections.wait(
-            lambda: self.stopping or len(self.connections) < count, self.look_interval
-        )
-        self._crowded_at = time.monotonic()
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Let a worker serve the connection, which is open from now on."""
+        self.connections.open(request)
+        self._workers.hand_over(request, client_address)
+
+    # On the connection's own thread, which begins in process_request_thread() of socketserver
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
+        """Log an exception of the handler's own."""
+        log.error("%s: the handler failed", _address(client_address), exc_info=sys.exc_info())
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close the connection, and make room for another."""
+        self.connections.close(request)
+
+    # On the thread that closes the server, which may be any but those above
+
+    def server_close(self) -> None:
+        """Stop listening, answer every line that has been received, and close everything.
+
+        Takes as long as that takes, at most little more than the grace, if get_request() and
+        verify_request() do not hang.  Any number of calls, also by several threads, do no harm.
+        Raises RuntimeError on a thread that it would wait for: in respond(), say.
+        """
+        thread = threading.current_thread()
+        if thread in self._acceptors or thread in self._workers:
+            raise RuntimeError("server_close() would wait for the thread that calls it")
+        with self._closing:
+            if self.stopping:  # all done; or a signal's handler calls this in the midst of it
+                return
+            try:
+                self._tell_all_to_stop()
+                with self._accepting:  # when serve_forever() is out
+                    self._serve_the_listen_queue()
+                    super().server_close()  # closes the listener
+                self.connections.wait(lambda: not self.connections, self.open_until)
+            finally:  # also where Ctrl-C interrupts this
+                with self._accepting:  # now nobody accepts any more
+                    if self.connections:  # they, and their draining, have no more time
+                        self.receive_until = self.open_until = time.monotonic()
+                    self.connections.cut()
+                    self._workers.end(self.open_until + self.look_interval)
+                    self._close_sockets()
+
+    def _tell_all_to_stop(self) -> None:
+        self.open_until = time.monotonic() + self.grace
+        self.receive_until = self.open_until - 0.1 * self.grace  # the rest is for a good end
+        self.stopping = True
+        self._far_end.close()
+        with self.connections.lock:
+            self.connections.changed.notify_all()  # serve_forever() may wait for room
+
+    def _serve_the_listen_queue(self) -> None:
+        """Accept those who wait there, as room becomes free; but not who comes ever later."""
+        with contextlib.suppress(_NotAcceptingError, ValueError):  # it may be closed already
+            for _ in range(self.request_queue_size + 1):
+                if time.monotonic() >= self.receive_until or not _ready({self.socket: _READ}, 0):
+                    break
+                self._handle_request_noblock()
+
+    def _close_sockets(self) -> None:
+        super().server_close()
+        for end in (self.stop_signal, self._far_end):
+            end.close()
 
 
 @contextlib.contextmanager
@@ -1213,9 +1298,9 @@ def _run_server(args: argparse.Namespace) -> int:
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             super().server_bind()
 
-        def serve_forever(self, poll_interval: float = 0.5) -> None:
+        def serve_forever(self, *arguments: Any) -> None:
             try:
-                super().serve_forever(poll_interval)
+                super().serve_forever(*arguments)
             finally:
                 ended.put(None)  # if nobody has stopped it, the listening socket is broken
 

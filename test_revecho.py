@@ -187,18 +187,13 @@ class Program(subprocess.Popen):
 
 
 class Server(revecho.ReverseServer):
-    """Looks over its connections at once, so that tests need not wait for it."""
+    """Looks around more often, so that tests need not wait for it."""
 
     look_interval = 0.06
-    running: ClassVar = set()
     looks = 0
 
     def serve_forever(self, poll_interval=0.01):
-        self.running.add(self)
-        try:
-            super().serve_forever(poll_interval)
-        finally:
-            self.running.discard(self)
+        super().serve_forever(poll_interval)
 
     def service_actions(self):
         super().service_actions()
@@ -209,8 +204,31 @@ class Server(revecho.ReverseServer):
         until(lambda: self.looks > looks + 2)
 
 
+class ClockedSelector(getattr(selectors, "PollSelector", selectors.SelectSelector)):
+    """Waits by the clock that a test can put forward."""
+
+    waiting: ClassVar = set()
+    looks = 0
+
+    def select(self, timeout=None):
+        end = float("inf") if timeout is None else time.monotonic() + timeout
+        self.waiting.add(self)
+        try:
+            while True:
+                left = end - time.monotonic()
+                if (ready := super().select(max(0, min(left, 0.01)))) or left <= 0:
+                    return ready
+                self.looks += 1
+        finally:
+            self.waiting.discard(self)
+
+    def until_looked(self):
+        looks = self.looks
+        until(lambda: self.looks > looks + 1 or self not in self.waiting)
+
+
 class Handler(revecho.ReverseHandler):
-    drain_quiet = 0.05
+    patience = drain_quiet = 0.05
 
 
 def running_server(server_address=("127.0.0.1", 0), **changes):
@@ -276,10 +294,10 @@ class Case(unittest.TestCase):
         return value
 
     def advance(self, seconds):
-        """Put the clock forward; return when every server has looked over its connections."""
+        """Put the clock forward; return when everybody who waits by it has seen that."""
         self.ahead += seconds
-        for server in list(Server.running):
-            server.until_looked()
+        for selector in list(ClockedSelector.waiting):
+            selector.until_looked()
 
     def on_thread(self, function, *arguments):
         """Run it on a thread of its own, which is waited for at the end of the test."""
@@ -429,6 +447,26 @@ class Case(unittest.TestCase):
             except SystemExit as end:
                 status = end.code
         return status, out.getvalue(), err.getvalue()
+
+
+class HeartCase(Case):
+    """Runs with a receive that is patient by itself, where that is so, and ELSEWHERE as well."""
+
+    members: ClassVar = {}  # of the handler
+
+    def serve(self, server_address=("127.0.0.1", 0), **changes):
+        return super().serve(server_address, **{**self.members, **changes})
+
+
+class Elsewhere:
+    """As on Windows: with sockets that do not block, and select()."""
+
+    members: ClassVar = {"patience": 0}
+
+    def setUp(self):
+        select_alone = {"PollSelector": selectors.SelectSelector, "create": True}
+        self.stack(mock.patch.multiple(selectors, **select_alone))
+        super().setUp()
 
 
 # Reversing
@@ -701,7 +739,8 @@ class LinesTest(Case):
         """Its length alone decides, wherever it is cut."""
         for limit in (1, 2, 3, 100, 65536, 150_000):
             server = self.serve(max_line=limit)
-            before, error = b"\n" + b"a\n" * 5, b"error: line longer than %d bytes\n" % limit
+            before, unit = b"\n" + b"a\n" * 5, b"bytes" if limit > 1 else b"byte"
+            error = b"error: line longer than %d %s\n" % (limit, unit)
             line = (b"abcdefg" * limit)[:limit]
             odd = line[:-1] + b"\r"
             for last in (line, line + b"\n", line + b"\r\n", odd, odd + b"\r\n"):
@@ -745,7 +784,7 @@ class SocketsTest(Case):
 # One connection
 
 
-class ConnectionTest(Case):
+class ConnectionTest(HeartCase):
     def test_reply_comes_at_once(self):
         connection = self.connect(self.serve())
         for line in (b"one\n", b"two\r\n", b"\n"):
@@ -782,23 +821,89 @@ class ConnectionTest(Case):
         self.assertEqual(self.exchange(self.serve(handle=handle), b"a\nb\n"), b"A\nB\n")
 
     def test_a_handler_that_raises(self):
-        """The client gets the end, and no reset, at once, though the log keeps the exception."""
+        """The client gets the end, and no reset; the log has the exception, before the end."""
 
         def fail(*_):
             raise ConnectionResetError("of something else")
 
         for step, data in (("setup", b""), ("respond", b"a\n" + b"x" * 100_000), ("finish", b"")):
             before = held()
-            with running_server(**{step: fail}) as server:
+            with running_server(**self.members, **{step: fail}) as server:
                 self.assertEqual([self.exchange(server, data) for _ in "12"], [b""] * 2)
             self.assertTrue(given_back(before))
             if step == "respond":
-                self.assertRegex("".join(self.logged()), "0 bytes answered: the handler ended it")
+                self.assertRegex("".join(self.logged()), "0 bytes sent: the handler ended it")
             for message in self.warned():
                 self.assertRegex(message, r"^127\.0\.0\.1:\d+: the handler failed Traceback$")
             failures = [record.exc_info[0] for record in self.records if record.exc_info]
             self.assertEqual(failures, [ConnectionResetError] * 2)
             self.records.clear()
+
+    def test_a_failure_is_logged_before_the_peer_is_heard_out(self):
+        server = self.serve(respond=lambda *_: 1 / 0, drain_quiet=LONG, drain_time=LONG)
+        with self.connect(server, b"hello\n"):
+            self.assertRegex(self.until_logged("Traceback")[-1], "the handler failed Traceback$")
+            self.assertEqual(len(server.connections), 1)
+
+    def test_close_connection(self):
+        """The last bytes arrive, also when raised in a handle() and though the peer sends on."""
+
+        def respond(_, lines):
+            before, quit_line, _ = lines.partition(b"quit\n")
+            if quit_line:
+                raise revecho.CloseConnection(before + b"bye\n", why="it was asked to")
+            return lines
+
+        def handle(handler):
+            Handler.handle(handler)
+            raise revecho.CloseConnection(b"served\n")
+
+        server = self.serve(respond=respond, handle=handle)
+        self.assertEqual(self.exchange(server, b"1\nquit\n", b"2\n" * 100_000), b"1\nbye\n")
+        self.assertRegex(self.until_logged(" gone ")[-1], "6 bytes sent: it was asked to$")
+        self.assertEqual(self.exchange(server, b"1\n2\n"), b"1\n2\nserved\n")
+        self.assertEqual(self.warned(), [])
+
+    def test_greeting(self):
+        """It comes before anything is asked, and at a stop like everything else."""
+
+        def handle(handler):
+            handler.send(b"welcome\n")
+            Handler.handle(handler)
+
+        server = self.serve(handle=handle)
+        connection = self.connect(server)
+        self.assertEqual(receive(connection, 8), b"welcome\n")
+        self.ask(connection)
+        with self.connect(server) as other:
+            server.server_close()
+            self.assertEqual(receive(other), b"welcome\n")
+        self.assertEqual(receive(connection), b"")
+
+    def frames(self, **limits):
+        """Serve frames that begin with a byte for their length, and come back reversed."""
+
+        def handle(handler):
+            data = b""
+            while more := handler.receive():
+                data += more
+                while data and len(data) > data[0]:
+                    handler.send(data[:1] + data[data[0] : 0 : -1])
+                    data = data[1 + data[0] :]
+
+        return self.serve(handle=handle, **limits)
+
+    def test_binary_frames(self):
+        """By a handle() of one's own; a stop answers what has arrived, as for lines."""
+        frames, answer = b"\3abc\2xy\0\1a", b"\3cba\2yx\0\1a"
+        server = self.frames()
+        for cut in range(len(frames)):
+            self.assertEqual(self.exchange(server, frames[:cut], frames[cut:]), answer)
+        idle, half = self.connect(server, frames), self.connect(server, frames + b"\4ab")
+        for connection in (idle, half):
+            self.assertEqual(receive(connection, len(answer)), answer)
+        server.server_close()
+        self.assertEqual((receive(idle), receive(half)), (b"", b""))
 
     def test_protocol_error(self):
         """The peer is told, after the answers to the lines before, wherever TCP cut them."""
@@ -817,7 +922,7 @@ class ConnectionTest(Case):
         connection.sendall(b"2\n-3\n" + b"4\n" * 100_000)
         self.assertEqual(receive(connection), b"2\n" + error)
         until(lambda: not server.connections)
-        self.assertEqual("".join(self.logged()).count(", 4 bytes answered: none below"), 2)
+        self.assertEqual("".join(self.logged()).count(", 25 bytes sent: none below"), 2)
         self.assertEqual(self.warned(), [])
 
     def tls_contexts(self):
@@ -835,7 +940,6 @@ class ConnectionTest(Case):
         self.assert_ends(self.start(command, start="", stderr=subprocess.DEVNULL))
         server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         server_side.load_cert_chain(*files)
-        server_side.options |= 1 << 7  # ssl.OP_IGNORE_UNEXPECTED_EOF, without a name in Python 3.9
         client_side = ssl.create_default_context(cafile=files[0])
         client_side.check_hostname = False
         return server_side, client_side
@@ -849,6 +953,7 @@ class ConnectionTest(Case):
             options = {"server_side": True, "do_handshake_on_connect": False}
             return server_side.wrap_socket(connection, **options), address
 
+        self.stack(mock.patch.object(selectors, "PollSelector", ClockedSelector, create=True))
         def connect(data):
             connection = self.stack(client_side.wrap_socket(self.connect(server)))
             connection.sendall(data)
@@ -878,19 +983,19 @@ class ConnectionTest(Case):
     def test_log_of_a_connection(self):
         server = self.serve(max_line=5)
         for data, end in (
-            (b"hello\nyou", "9 bytes answered"),
-            (b"hello\ntoo long\n", "6 bytes answered: line longer than 5 bytes"),
+            (b"hello\nyou", "9 bytes sent"),
+            (b"hello\ntoo long\n", "38 bytes sent: line longer than 5 bytes"),
         ):
             self.exchange(server, data)
             first, last = self.until_logged(" gone ")
             self.assertRegex(first, r"^127\.0\.0\.1:\d+ connected$")
             self.assertRegex(last, rf"^127\.0\.0\.1:\d+ gone after \d+\.\d s, {end}$")
         reset(self.connect(server))
-        self.assertRegex(self.until_logged(" gone ")[-1], "answered: Connection reset by peer$")
+        self.assertRegex(self.until_logged(" gone ")[-1], "sent: Connection reset by peer$")
         self.connect(server)
         self.until_logged("connected")
         server.server_close()
-        self.assertRegex(self.until_logged(" gone ")[-1], "answered: stopping$")
+        self.assertRegex(self.until_logged(" gone ")[-1], "sent: stopping$")
 
     def test_socket_of_a_connection(self):
         """No reply waits for an acknowledgement; the program's default timeout is no matter."""
@@ -900,7 +1005,7 @@ class ConnectionTest(Case):
         self.ask(self.connect(server))
         (inside,) = server.connections
         self.assertTrue(inside.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
-        self.assertIsNone(inside.gettimeout())
+        self.assertIn(inside.gettimeout(), (None, 0))
 
     @needs_linux
     def test_error_arrives_though_the_client_goes_on_sending(self):
@@ -954,7 +1059,7 @@ class ConnectionTest(Case):
 # All connections: connections
 
 
-class ConnectionsTest(Case):
+class ConnectionsTest(HeartCase):
     def test_many_at_the_same_time(self):
         server = self.serve()
         connections = self.crowd(200, server, b"")
@@ -984,11 +1089,17 @@ class ConnectionsTest(Case):
         self.assertEqual([m for m in messages if "Traceback" in m or "\n" in m], [])
         self.assertTrue(any("reset" in m for m in messages))
 
+
+class IdleTest(HeartCase):
+    def setUp(self):
+        super().setUp()
+        self.stack(mock.patch.object(selectors, "PollSelector", ClockedSelector, create=True))
+
     def test_silent_client(self):
         """Not one that gets a line answered now and then, in one piece or in two."""
         server = self.serve()
         silent, talking, halving = self.crowd(3, server, b"")
-        until(lambda: len(server.connections) == 3)
+        until(lambda: len(self.logged()) == 3)
         for seconds in (40, 19, 2, 40, 40):
             halving.sendall(b"hel")
             self.advance(seconds)
@@ -999,7 +1110,7 @@ class ConnectionsTest(Case):
                 self.assertFalse(readable(silent))
             elif seconds == 2:
                 self.assertEqual(silent.recv(1), b"")
-        self.assertRegex(self.until_logged(" gone ")[-1], "0 bytes answered: idle$")
+        self.assertRegex(self.until_logged(" gone ")[-1], "0 bytes sent: idle$")
         self.assertEqual(len(server.connections), 2)
 
     def test_client_that_drips(self):
@@ -1013,11 +1124,10 @@ class ConnectionsTest(Case):
     def test_client_that_goes_on_with_a_line_after_its_time(self):
         """The error reaches it, as at the other limit; also where it never pauses."""
         error = b"error: line not finished within 60 seconds\n"
-        # A second look would cut, not ask.
-        server = self.serve(look_interval=LIMIT, drain_quiet=0.5, max_line=1 << 30)
+        server = self.serve(drain_quiet=0.5, max_line=1 << 30)
         slow, fast = self.connect(server, b"half"), self.connect(server)
         self.flood(fast, b"x" * 1000)
-        until(lambda: len(server.connections) == 2)
+        until(lambda: "".join(self.logged()).count("connected") == 2)
         self.advance(61)
         until(lambda: readable(slow))
         for _ in range(10):
@@ -1046,12 +1156,44 @@ class ConnectionsTest(Case):
         self.assertFalse(readable(connection))
         self.serve_one_who_does_not_read()
         self.advance(61)
-        self.until_logged("bytes answered: idle")
+        self.until_logged("bytes sent: idle")
+
+    def test_one_second(self):
+        connection = self.connect(self.serve(idle_timeout=1), b"hel")
+        until(lambda: self.advance(1) or readable(connection))
+        self.assertEqual(receive(connection), b"error: line not finished within 1 second\n")
+
+    def test_a_handle_of_ones_own(self):
+        """Its time begins again with each send(), and a peer that drips does not extend it."""
+
+        def handle(handler):
+            while data := handler.receive():
+                if data == b"?":
+                    handler.send(b"!")
+
+        connection = self.connect(self.serve(handle=handle))
+        for _ in range(3):
+            self.advance(40)
+            connection.sendall(b"?")
+            self.assertEqual(receive(connection, 1), b"!")
+        while not readable(connection):
+            connection.sendall(b"x")
+            self.advance(10)
+        self.assertEqual(receive_until_gone(connection), b"")
+        self.assertRegex(self.until_logged(" gone ")[-1], "3 bytes sent: idle$")
+
+    def test_idle_clients_give_way_at_the_limit(self):
+        server = self.serve(max_connections=1)
+        silent, waiting = self.connect(server), self.connect(server, b"hello\n")
+        until(self.logged)
+        self.advance(61)
+        self.assertEqual(silent.recv(1), b"")
+        self.assertEqual(receive(waiting, 6), b"olleh\n")
 
     def test_no_idle_timeout(self):
         server = self.serve(idle_timeout=0)
         connection = self.connect(server, b"hel")
-        until(lambda: server.connections)
+        until(self.logged)
         self.advance(1e6)
         connection.sendall(b"lo\n")
         self.assertEqual(receive(connection, 6), b"olleh\n")
@@ -1140,6 +1282,25 @@ class ServerTest(Case):
             with self.assertRaises(OSError):
                 revecho.ReverseServer((host, at(server)[1]))
         self.assertTrue(given_back(before))
+        logging.getLogger("revecho").setLevel(logging.DEBUG)
+        with self.assertRaises(OSError):
+            revecho.ReverseServer(at(server))
+        self.assertNotIn("started", "".join(self.logged(logging.DEBUG)))
+
+    def test_handle_request(self):
+        """It waits for one client, or for as long as `timeout` says, or until the server stops."""
+        for timeout, stops in ((None, False), (0.01, False), (None, True)):
+            timed_out = threading.Event()
+            members = {"timeout": timeout, "handle_timeout": lambda _, event=timed_out: event.set()}
+            with subclass(Server, **members)(("127.0.0.1", 0), Handler) as server:
+                thread = self.on_thread(server.handle_request)
+                if stops:
+                    self.closing(server)
+                elif timeout is None:
+                    self.assertEqual(self.exchange(server, b"hello\n"), b"olleh\n")
+                self.join(thread)
+                self.assertEqual(timed_out.is_set(), timeout is not None)
+        server.handle_request()  # returns at once
 
     def test_verify_request(self):
         def verify_request(_, request, __):
@@ -1152,7 +1313,7 @@ class ServerTest(Case):
         for question, answer in ((b"n\n", b""), (b"?\n", b""), (b"y\n", b"olleh\n")):
             self.assertEqual(self.exchange(server, question, b"hello\n" * bool(answer)), answer)
         (message,) = self.warned()
-        self.assertRegex(message, r"^127\.0\.0\.1:\d+: the handler failed Traceback$")
+        self.assertRegex(message, r"^127\.0\.0\.1:\d+: not served Traceback$")
         until(lambda: not server.connections)
 
     def test_a_connection_that_is_gone_before_accept(self):
@@ -1280,18 +1441,11 @@ class ServerTest(Case):
                     connection.close()
             until(lambda: not server.connections)
             self.assertEqual(
-                self.warned(), ["cannot accept, others wait: 3 connections are open"]
+                self.warned(),
+                ["cannot accept, others wait: the limit max_connections=3 is reached"],
             )
             self.records.clear()
             self.advance(2)  # the next crowd is another
-
-    def test_idle_clients_give_way_at_the_limit(self):
-        server = self.serve(max_connections=1)
-        silent, waiting = self.connect(server), self.connect(server, b"hello\n")
-        until(lambda: server.connections)
-        self.advance(61)
-        self.assertEqual(silent.recv(1), b"")
-        self.assertEqual(receive(waiting, 6), b"olleh\n")
 
     def exhaust(self, message, kind, limit, prepare):
         """Run a server short of something; see that it serves everyone and stops on a signal.
@@ -1344,7 +1498,7 @@ class ServerTest(Case):
         self.exhaust("can't start new thread", "task", 30, f"{account}; {limits}")
 
 
-class StoppingTest(Case):
+class StoppingTest(HeartCase):
     def close_until_asked(self, server):
         """Close the server on another thread; return when it has asked all to end."""
         other = self.connect(server)
@@ -1421,7 +1575,7 @@ class StoppingTest(Case):
             self.join(self.closing(server))
 
     def test_client_that_goes_on_sending(self):
-        """What has been taken from it is answered, then comes the end, and nothing is held up."""
+        """What has been taken from it is answered, then comes the end, in nine tenths of grace."""
 
         def respond(_, lines):
             taken.append(lines)
@@ -1431,7 +1585,7 @@ class StoppingTest(Case):
         taken, received = [], queue.SimpleQueue()
         server = self.serve(respond=respond, grace=LONG)
         connection = self.connect(server)
-        self.on_thread(lambda: received.put(receive(connection)))
+        self.on_thread(lambda: received.put(receive_until_gone(connection)))
         self.flood(connection, b"hello\n" * 10_000)
         until(lambda: taken)
         self.closing(server)
@@ -1441,11 +1595,35 @@ class StoppingTest(Case):
         answer = received.get(timeout=LIMIT)
         self.assertEqual(answer, revecho.reverse_lines(b"".join(taken)))
 
+    def test_client_that_sends_small_lines_and_reads(self):
+        """As soon as it has paused it is ended; it holds the stop up no more, though it goes on."""
+        server = self.serve(grace=LONG, drain_time=LONG)
+        connection = self.connect(server)
+        self.flood(connection, b"hello\n")
+        self.assertEqual(receive(connection, 6), b"olleh\n")
+        self.on_thread(receive_until_gone, connection)
+        self.join(self.closing(server))
+
     def test_client_that_does_not_read_is_cut(self):
         threads = threading.active_count()
         server, _ = self.serve_one_who_does_not_read(grace=0.1)
         server.server_close()
         until(lambda: threading.active_count() <= threads)
+
+    def test_those_in_the_listen_queue_wait_for_a_slow_respond(self):
+        """Not for so many tries, but for as long as the grace lets them."""
+
+        def respond(_, lines):
+            time.sleep(0.3)  # longer than a server looks twice for room
+            return revecho.reverse_lines(lines)
+
+        server = self.serve(
+            respond=respond, max_connections=1, request_queue_size=1, look_interval=0.1, grace=LONG
+        )
+        first, second = self.crowd(2, server)
+        until(lambda: server.connections)
+        server.server_close()
+        self.assertEqual([receive(first), receive(second)], [b"olleh\n"] * 2)
 
     def test_at_the_limit(self):
         """It waits neither for a look nor for those who have their replies to become quiet."""
@@ -1499,12 +1677,13 @@ class StoppingTest(Case):
         """Also if the handler sends a part itself, and when it has no more to receive."""
 
         def respond(handler, lines):
-            handler.wfile.write(lines * 5000)
+            handler.send(lines * 5000)
             return lines * 5000
 
         def handle(handler):
-            Handler.handle(handler)
-            handler.wfile.write(b"x" * 10_000_000)
+            with contextlib.suppress(revecho.CloseConnection):
+                Handler.handle(handler)
+            handler.send(b"x" * 10_000_000)
 
         server, connection, gate = self.busy(respond=respond, handle=handle)
         connection.sendall(b"hello\n" * 1000)
@@ -1571,16 +1750,18 @@ class StoppingTest(Case):
         receive_until_gone(connection)
         until(lambda: not server.connections)
 
-    def test_of_a_handler_that_does_not_look(self):
-        """It is asked to end when it has something to receive, and again when it waits."""
+    def test_of_a_handle_that_waits_by_itself(self):
+        """It is cut when the grace is over."""
 
         def handle(handler):
-            while handler.request.recv(100):
-                pass
+            for line in handler.rfile:
+                handler.wfile.write(line)
 
-        server, _, gate = self.busy(step="handle", handle=handle)
-        self.close_until_asked(server)
-        gate.open()
+        server = self.serve(handle=handle, grace=0.1)
+        connection = self.connect(server, b"hello\n")
+        self.assertEqual(receive(connection, 6), b"hello\n")
+        self.join(self.closing(server))
+        self.assertEqual(receive_until_gone(connection), b"")
 
     def test_of_a_handler_that_has_closed_its_connection(self):
         gate = self.gate()
@@ -1591,10 +1772,8 @@ class StoppingTest(Case):
             gate.wait()
 
         server = self.serve(handle=handle, grace=0.1)
-        for _ in range(2):  # nor does the idle rule mind
-            self.connect(server)
-            gate.until_reached()
-            self.advance(61)
+        self.connect(server)
+        gate.until_reached()
         self.closing(server)
 
     def test_handler_that_hangs_is_left_behind(self):
@@ -1617,15 +1796,15 @@ class StoppingTest(Case):
     def test_at_any_time(self):
         """Also by several threads, and of a server that does not serve, or not yet."""
         for serving in (False, True, True):
-            server = revecho.ReverseServer(("127.0.0.1", 0))
+            server = Server(("127.0.0.1", 0))
             threads = [self.on_thread(server.serve_forever)] if serving else []
             threads += [self.on_thread(server.server_close) for _ in range(4)]
             for thread in threads:
                 self.join(thread)
             self.assertEqual(server.socket.fileno(), -1)
             server.serve_forever()  # returns at once
-        for _ in range(100):
-            with revecho.running_server():
+        for _ in range(30):
+            with revecho.running_server(server_class=Server):
                 pass  # perhaps before the accepting thread has begun
 
     def test_by_a_thread_of_its_own(self):
@@ -1640,6 +1819,100 @@ class StoppingTest(Case):
             verify_request=close, respond=lambda it, lines: close(it.server) and lines, grace=LONG
         )
         self.assertEqual(self.exchange(server, b"hello\n"), b"hello\n")
+
+
+class ConnectionElsewhereTest(Elsewhere, ConnectionTest):
+    pass
+
+
+class ConnectionsElsewhereTest(Elsewhere, ConnectionsTest):
+    pass
+
+
+class IdleElsewhereTest(Elsewhere, IdleTest):
+    pass
+
+
+class StoppingElsewhereTest(Elsewhere, StoppingTest):
+    pass
+
+
+class InterleavingTest(HeartCase):
+    """A stop while one thread is held before a line of revecho.py, for each of its lines in turn.
+
+    Meanwhile the others go on.  There are three kinds of threads; which one a thread is tells the
+    first function of revecho.py that it calls.
+    """
+
+    KINDS: ClassVar = {"serve_forever": "acceptor", "server_close": "closer"}  # others: worker
+    STEP = 1 if "EVERY_LINE" in os.environ else 41
+
+    def hold(self, kind, number):
+        """Return a trace function, and what tells that a thread of the kind is held."""
+        held, mine = threading.Event(), threading.local()
+        lines, first = itertools.count(1), []
+
+        def trace_line(_, event, __):
+            if event == "line" and next(lines) == number:
+                held.set()
+                self.closing_begun.wait(LIMIT)
+                time.sleep(0.005)  # the others go on; if they do not, this shows less
+            return trace_line
+
+        def trace(frame, _, __):
+            if frame.f_code.co_filename != revecho.__file__:
+                return None
+            if not hasattr(mine, "kind"):
+                mine.kind = self.KINDS.get(frame.f_code.co_name, "worker")
+                if mine.kind == kind and not first:
+                    first.append(threading.current_thread())
+            return trace_line if threading.current_thread() in first else None
+
+        return trace, held
+
+    def stop_while_held(self, kind, number, last):
+        """Tell whether a thread came to that line."""
+        self.closing_begun = threading.Event()
+        trace, held = self.hold(kind, number)
+        handler = subclass(Handler, **self.members)
+        server = Server(("127.0.0.1", 0), handler, max_connections=1, grace=LONG)
+        threading.settrace(trace)
+        try:
+            # Held before its first line, it has not begun.
+            accepting = self.on_thread(server.serve_forever)
+            with self.connect(server, b"one\ntwo\n") as served, self.connect(server) as waiting:
+                waiting.sendall(b"three\n" + last)
+                if last:
+                    waiting.shutdown(socket.SHUT_WR)
+                until(lambda: held.is_set() or readable(served))
+                served.sendall(b"four\n" + last)
+                if last:
+                    served.shutdown(socket.SHUT_WR)
+                closing = self.on_thread(server.server_close)
+                until(lambda: held.is_set() or server.stopping)
+                self.closing_begun.set()
+                answers = [receive(served), receive(waiting)]
+            self.join(closing)
+            self.join(accepting)
+        finally:
+            threading.settrace(None)
+        where = f"the {kind} was held before its line number {number}"
+        self.assertEqual(answers, [b"eno\nowt\nruof\n" + last, b"eerht\n" + last], where)
+        self.assertNotIn("Traceback", "".join(self.logged()), where)
+        return held.is_set()
+
+    def test_a_stop_before_any_line(self):
+        threads = threading.active_count()
+        for kind, last in itertools.product(("worker", "acceptor", "closer"), (b"", b"level")):
+            numbers = itertools.count(1, self.STEP)
+            while self.stop_while_held(kind, next(numbers), last):
+                faulthandler.dump_traceback_later(2 * LIMIT, exit=True, file=sys.__stderr__)
+            self.assertGreater(next(numbers), 40)
+        self.assertEqual(threading.active_count(), threads)
+
+
+class InterleavingElsewhereTest(Elsewhere, InterleavingTest):
+    pass
 
 
 class RunningServerTest(Case):
@@ -2164,7 +2437,7 @@ class CommandLineTest(Case):
 
 class ServerCommandTest(Case):
     def test_log(self):
-        lines = "listening on A", "A connected", "A gone .*6 bytes answered", "stopping", "stopped"
+        lines = "listening on A", "A connected", "A gone .*6 bytes sent", "stopping", "stopped"
         line = r"\d+-\d\d-\d\d \d\d:\d\d:\S+ INFO %s\n"
         lines = "".join(line % text.replace("A", r"127\.0\.0\.1:\d+") for text in lines)
         detailed = "(.*\n)*.*Thread-.* started\n.* connected\n.* gone.*\n(.*\n)*"
