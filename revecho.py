@@ -48,7 +48,10 @@ import threading
 import time
 import unicodedata
 from collections.abc import Iterator
-from typing import Any, BinaryIO, Callable
+from typing import TYPE_CHECKING, Any, BinaryIO, Callable
+
+if TYPE_CHECKING:  # a program that uses no TLS need not wait for this
+    import ssl
 
 with contextlib.suppress(ImportError):  # Windows has neither
     import fcntl
@@ -588,12 +591,13 @@ class ReverseServer(socketserver.ThreadingTCPServer):
 
     Call serve_forever(); to stop, server_close() on another thread, or leave the ``with`` block.
 
-    Its attributes, of which it takes the first four by name:
+    Its attributes, of which it takes the first five by name:
 
     max_connections  connections served at a time; the others wait in the listen queue
     max_line         bytes in a line, its ending not counted
     idle_timeout     seconds that a connection may stay open with no line answered; 0 means for ever
     grace            seconds for finishing what has been received when the server stops
+    ssl_context      an ssl.SSLContext for all connections; None means no TLS
     connections      those that are open; len(server.connections) tells how many
     stop_signal      a socket that is readable from the moment when the server stops
 
@@ -618,11 +622,13 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         max_line: int = MAX_LINE,
         idle_timeout: float = IDLE_TIMEOUT,
         grace: float = GRACE,
+        ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self.max_connections = _limit("max_connections", max_connections)
         self.max_line = _limit("max_line", max_line)
         self.idle_timeout = _limit("idle_timeout", idle_timeout)
         self.grace = _limit("grace", grace)
+        self.ssl_context = ssl_context
         self.connections = _Connections()
         self._workers = _Workers(self.process_request_thread)
         self._accepting, self._closing = threading.RLock(), threading.RLock()
@@ -699,6 +705,10 @@ class ReverseServer(socketserver.ThreadingTCPServer):
                     continue
                 raise BlockingIOError from error
             connection.settimeout(None)  # whatever socket.setdefaulttimeout() says
+            if self.ssl_context:  # the handshake comes with the first receive or send
+                connection = self.ssl_context.wrap_socket(
+                    connection, server_side=True, do_handshake_on_connect=False
+                )
             return connection, client_address
 
     def _reserve(self, count: int) -> None:
@@ -816,6 +826,7 @@ def running_server(
     max_line: int = MAX_LINE,
     idle_timeout: float = IDLE_TIMEOUT,
     grace: float = GRACE,
+    ssl_context: ssl.SSLContext | None = None,
 ) -> Iterator[ReverseServer]:
     """Serve on a thread of its own for as long as the ``with`` block lasts.
 
@@ -841,6 +852,7 @@ def running_server(
         max_line=max_line,
         idle_timeout=idle_timeout,
         grace=grace,
+        ssl_context=ssl_context,
     ) as server:
         accepting = threading.Thread(target=accept, daemon=True)
         accepting.start()
@@ -1304,7 +1316,7 @@ def _run_server(args: argparse.Namespace) -> int:
             finally:
                 ended.put(None)  # if nobody has stopped it, the listening socket is broken
 
-    with running_server(
+    with _on_one_processor() as where, running_server(
         (args.host, args.port),
         server_class=Server,
         max_connections=args.max_connections,
@@ -1313,7 +1325,7 @@ def _run_server(args: argparse.Namespace) -> int:
         grace=args.grace,
     ) as server:
         address = _address(server.server_address)
-        log.info("listening on %s", address)
+        log.info("listening on %s%s", address, where)
         with _writing():
             print("listening on", address, flush=True)
         while True:
@@ -1323,6 +1335,29 @@ def _run_server(args: argparse.Namespace) -> int:
         log.info("stopping")
     log.info("stopped")
     return 0
+
+
+@contextlib.contextmanager
+def _on_one_processor() -> Iterator[str]:
+    """Stay on a processor that no other server has taken; yield words for the log that tell which.
+
+    Only on Linux, and where Python has its lock: threads that take turns with it, on several
+    processors, spend most of their time on handing it over.
+    """
+    where, has_lock = "", getattr(sys, "_is_gil_enabled", lambda: True)()
+    allowed = os.sched_getaffinity(0) if sys.platform == "linux" and has_lock else set()
+    with contextlib.ExitStack() as until_the_end:
+        if len(allowed) > 1:
+            with contextlib.suppress(OSError):  # where the system forbids it
+                name = until_the_end.enter_context(socket.socket(socket.AF_UNIX))
+                for turn, processor in itertools.product(range(100), sorted(allowed)):
+                    with contextlib.suppress(OSError):  # another process has this name
+                        name.bind(f"\0revecho/{processor}/{turn}")
+                        break
+                os.sched_setaffinity(0, {processor})
+                until_the_end.callback(os.sched_setaffinity, 0, allowed)
+                where = f", on processor {processor} alone"
+        yield where
 
 
 def _run_client(args: argparse.Namespace) -> int:

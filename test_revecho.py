@@ -56,6 +56,7 @@ def has_ipv6():
 
 
 LINUX, CPYTHON = sys.platform == "linux", sys.implementation.name == "cpython"
+PROCESSORS = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {}
 needs_linux = unittest.skipUnless(LINUX, "needs Linux")
 needs_allocator = unittest.skipUnless(
     # without the GIL CPython has another allocator, which keeps far more
@@ -2437,7 +2438,8 @@ class CommandLineTest(Case):
 
 class ServerCommandTest(Case):
     def test_log(self):
-        lines = "listening on A", "A connected", "A gone .*6 bytes sent", "stopping", "stopped"
+        lines = r"listening on A(, on processor \d+ alone)?", "A connected", "A gone .*6 bytes sent"
+        lines = (*lines, "stopping", "stopped")
         line = r"\d+-\d\d-\d\d \d\d:\d\d:\S+ INFO %s\n"
         lines = "".join(line % text.replace("A", r"127\.0\.0\.1:\d+") for text in lines)
         detailed = "(.*\n)*.*Thread-.* started\n.* connected\n.* gone.*\n(.*\n)*"
@@ -2490,6 +2492,47 @@ class ServerCommandTest(Case):
         )
         program = self.start("server -q --port 0 >/dev/null", program=("-c", broken))
         self.assert_ends(program, b"", 1, f"{why}.*\n")
+
+    @unittest.skipUnless(len(PROCESSORS) > 1, "needs two processors, and Linux")
+    def test_processor(self):
+        """Each server takes one that no other has, where Python has its lock; else it takes all."""
+
+        def processors(server):
+            at(server)  # it has begun
+            return os.sched_getaffinity(server.pid)
+
+        allowed = os.sched_getaffinity(0)
+        first, *others = (self.start_server(stderr=subprocess.PIPE) for _ in "123")
+        if not getattr(sys, "_is_gil_enabled", lambda: True)():
+            self.assertEqual(processors(first), allowed)
+            return
+        taken = [*map(processors, (first, *others))]
+        self.assertEqual({*map(len, taken)}, {1})
+        if len(allowed) > 2:
+            self.assertEqual(len(set.union(*taken)), 3)
+        else:  # the third shares one
+            self.assertEqual(set.union(*taken), allowed)
+        (processor,) = taken[0]
+        first.terminate()
+        self.assert_ends(first, stderr=f".*, on processor {processor} alone\n(.*\n)*")
+        again = self.start_server()
+        self.assertEqual(processors(again), taken[0])
+        narrow = self.start_server(start=f'exec taskset -c {min(allowed)} "$@" ')
+        self.assertEqual(processors(narrow), {min(allowed)})
+
+    @unittest.skipUnless(len(PROCESSORS) > 1, "needs two processors, and Linux")
+    def test_processor_of_a_program_that_embeds_it(self):
+        """main() gives back what it had, and the class leaves it alone."""
+        program = """if True:
+            import os, sys, threading
+            import revecho
+            allowed = os.sched_getaffinity(0)
+            with revecho.running_server() as server:
+                assert os.sched_getaffinity(0) == allowed
+                revecho.main(["server", "--port", str(server.server_address[1])])
+            assert os.sched_getaffinity(0) == allowed
+        """
+        self.assert_ends(self.start(program=("-c", program)), stderr=f"{COMPLAINT}.*in use\n")
 
     @unittest.skipUnless(hasattr(socket, "SO_REUSEPORT") and LINUX, "needs SO_REUSEPORT")
     def test_reuse_port(self):
@@ -2997,7 +3040,6 @@ async def main():
     await server.serve_forever()
 asyncio.run(main())
 """
-PROCESSORS = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {}
 CELLS = {  # name: connections, lines sent at a time, connections ended after each
     "one line at a time": (1, 1, False),
     "one line at a time, 50 clients": (50, 1, False),
