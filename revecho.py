@@ -3,10 +3,10 @@
 
 One file, standard library only; copy it wherever you need it.  Run it:
 
-    python revecho.py server                   # listens on 127.0.0.1:2002 until Ctrl-C
-    python revecho.py client hello             # prints olleh
-    python revecho.py client < a_file          # prints it with every line reversed
-    python revecho.py ping                     # tells whether lines come back reversed, how fast
+    python3 revecho.py server                  # listens on 127.0.0.1:2002 until Ctrl-C
+    python3 revecho.py client hello            # prints olleh
+    python3 revecho.py client < a_file         # prints it with every line reversed
+    python3 revecho.py ping                    # tells whether lines come back reversed, how fast
 
 Embed it, here with the client in the same program:
 
@@ -23,6 +23,22 @@ Extend it: subclass the handler and override one method.
     >>> with running_server(RequestHandlerClass=ShoutingHandler) as server:
     ...     request("hello", *server.server_address[:2])
     'HELLO'
+
+What is where, each part made of those above it:
+
+    Reversing          reverse_text(), reverse_lines(): bytes in, bytes out
+    Lines              cutting bytes into lines, and how to end a connection from within
+    Sockets            addresses, and waiting until one is ready
+    Worker threads     each serves one connection after the other
+    One connection     ReverseHandler: all that happens to it, on a thread that it has for itself
+    All connections    which are open; ReverseServer: accepting, the limits, stopping
+    The client         request(), stream()
+    The command line   main(): server, client, ping
+    Appendix           grapheme clusters for Python before 3.15
+
+Three kinds of threads run in the server.  One accepts, in serve_forever().  A worker serves each
+connection; nobody else receives, sends or closes there, and nobody wakes it but its peer or
+stop_signal.  And whichever calls server_close() tells both to stop, and waits for them.
 """
 
 from __future__ import annotations
@@ -93,17 +109,17 @@ def _quantity(number: float, unit: str) -> str:
     return f"{number:.15g} {unit}{'s' * (number != 1)}"
 
 
-# Reversing: text and bytes, no sockets
+# ---- Reversing -----------------------------------------------------------------------------------
 
-# Where none of these characters is, none joins another: in most Latin, Greek, Cyrillic, Han, kana
-# and Hangul.  The class is coarse, as one with several ranges above U+FFFF would take 200 times as
-# long.
+# A text without any of these is reversed character by character: most Latin, Greek, Cyrillic, Han,
+# kana and Hangul.  The class is coarse: one with several ranges above U+FFFF would take 200 times
+# as long.
 _JOINING = re.compile(
     "[\u0300-\u036f\u0483-\u0489\u0590-\u1dff\u200c\u200d\u20d0-\u20ff\u2c00-\u2dff\u302a-\u302f"
     "\u3099\u309a\ua640-\uabff\ud7b0-\ud7ff\ufb1e-\ufe2f\uff9e\uff9f\U00010000-\U0010ffff]"
 )
-# Nor does one where these are all bytes of UTF-8, in Latin, Greek and Cyrillic.  To find that out
-# takes a tenth of the time.  (CC and CD begin the accents.)
+# So is a text that consists of these bytes in UTF-8: most Latin, Greek and Cyrillic.  To find that
+# out takes a tenth of the time.  (CC and CD begin the accents.)
 _ALONE = bytes({*range(0xD2)} - {0xCC, 0xCD})
 
 
@@ -149,7 +165,7 @@ def reverse_lines(lines: bytes) -> bytes:
     return b"\n".join(reversed_lines)
 
 
-# Cutting bytes into lines, no sockets either
+# ---- Lines ---------------------------------------------------------------------------------------
 
 
 class CloseConnection(Exception):  # noqa: N818  it asks for an end, and need not be an error
@@ -216,7 +232,7 @@ class _Lines:
             raise ProtocolError(f"line longer than {_quantity(self.max_line, 'byte')}")
 
 
-# Sockets and their addresses
+# ---- Sockets -------------------------------------------------------------------------------------
 
 
 def _resolve(host: str, port: int) -> tuple[int, Any]:
@@ -458,6 +474,7 @@ class ReverseHandler(socketserver.StreamRequestHandler):
         super().finish()
         if hasattr(self.request, "unwrap"):  # TLS has a farewell of its own
             with contextlib.suppress(OSError, ValueError):  # but not before the handshake is done
+                self.request.setblocking(False)  # it does not wait for the peer's
                 self.request.unwrap()
         if not self._drained or (self.server.stopping and _unacknowledged(self.request)):
             self._drain()
@@ -467,7 +484,7 @@ class ReverseHandler(socketserver.StreamRequestHandler):
 
     def _be_patient(self) -> socket.socket:
         """Return the socket, which from now on leaves all long waits to _wait()."""
-        # To ask it before each receive would cost up to a fifth of a small exchange.
+        # To poll before each receive would cost up to a fifth of a small exchange.
         if self.patience and sys.platform == "linux" and type(self.request) is socket.socket:
             timeval = struct.pack("ll", *divmod(round(self.patience * 1e6), 1_000_000))
             for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
@@ -505,7 +522,7 @@ class ReverseHandler(socketserver.StreamRequestHandler):
             _ready(wanted, min(self._seconds_left(event), _LONGEST_WAIT))
 
     def _seconds_left(self, event: int) -> float:
-        """Return how long to wait for the peer at most; raise CloseConnection if no longer."""
+        """Return how long the peer may still take; raise CloseConnection if its time is over."""
         now = time.monotonic()
         end = self.server.receive_until if event == _READ else math.inf
         if now >= end:
@@ -707,7 +724,10 @@ class ReverseServer(socketserver.ThreadingTCPServer):
             connection.settimeout(None)  # whatever socket.setdefaulttimeout() says
             if self.ssl_context:  # the handshake comes with the first receive or send
                 connection = self.ssl_context.wrap_socket(
-                    connection, server_side=True, do_handshake_on_connect=False
+                    connection,
+                    server_side=True,
+                    do_handshake_on_connect=False,
+                    suppress_ragged_eofs=False,  # an end without a farewell is no end of a line
                 )
             return connection, client_address
 

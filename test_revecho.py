@@ -92,8 +92,12 @@ def subclass(base, **members):
 def receive(connection, size=1 << 40):
     """Receive exactly *size* bytes, or all there is until the end."""
     data = bytearray()
-    while len(data) < size and (block := connection.recv(min(size - len(data), 65536))):
-        data += block
+    try:
+        while len(data) < size and (block := connection.recv(min(size - len(data), 65536))):
+            data += block
+    except OSError as error:
+        if type(error).__name__ != "SSLZeroReturnError":  # both sides have ended, as they should
+            raise
     return bytes(data)
 
 
@@ -112,6 +116,16 @@ def reset(connection):
 def shut(connection):
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
+
+
+def half_close(connection):
+    if hasattr(connection, "unwrap"):  # TLS has an end of its own
+        connection.setblocking(False)  # not to wait for that of the peer
+        with contextlib.suppress(OSError):
+            connection.unwrap()
+        connection.settimeout(LIMIT)
+    else:
+        connection.shutdown(socket.SHUT_WR)
 
 
 def readable(*connections, seconds=0):
@@ -389,11 +403,10 @@ class Case(unittest.TestCase):
 
     def exchange(self, server, *parts):
         """Send the parts, end our side, and return everything that comes back."""
-        with socket.create_connection(at(server), LIMIT) as connection:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with self.connect(server) as connection:
             for part in parts:
                 connection.sendall(part)
-            connection.shutdown(socket.SHUT_WR)
+            half_close(connection)
             return receive(connection)
 
     def flood(self, connection, data):
@@ -468,6 +481,48 @@ class Elsewhere:
         select_alone = {"PollSelector": selectors.SelectSelector, "create": True}
         self.stack(mock.patch.multiple(selectors, **select_alone))
         super().setUp()
+
+
+@functools.lru_cache
+def tls_contexts():
+    """Return one for a server, with a certificate made for it, and one for its clients."""
+    try:
+        import ssl
+    except ImportError:
+        raise unittest.SkipTest("this Python has no ssl") from None
+    if not shutil.which("openssl"):
+        raise unittest.SkipTest("needs openssl to make a certificate")
+    server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with tempfile.TemporaryDirectory() as folder:
+        file = f"{folder}/server.pem"
+        command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+        command += f" -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1 -out {file} -keyout {file}"
+        subprocess.run(command.split(), check=True, capture_output=True, timeout=LIMIT)
+        server_side.load_cert_chain(file)
+        client_side = ssl.create_default_context(cafile=file)
+    server_side.num_tickets = 0  # a ticket would make a client readable that gets no reply
+    return server_side, client_side
+
+
+class Tls:
+    """The same, with TLS."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.server_side, cls.client_side = tls_contexts()
+
+    def serve(self, *arguments, **changes):
+        return super().serve(*arguments, ssl_context=self.server_side, **changes)
+
+    def connect(self, server, data=b""):
+        connection = self.stack(
+            self.client_side.wrap_socket(
+                super().connect(server), server_hostname="127.0.0.1", suppress_ragged_eofs=False
+            )
+        )
+        connection.sendall(data)
+        return connection
 
 
 # Reversing
@@ -715,7 +770,7 @@ class LinesTest(Case):
                 connection.sendall(self.SESSION[:cut])
                 until(lambda inside=inside: not readable(inside))  # it has received that
                 connection.sendall(self.SESSION[cut:])
-                connection.shutdown(socket.SHUT_WR)
+                half_close(connection)
                 self.assertEqual(receive(connection), self.ANSWER, cut)
 
     def test_every_size_of_receive(self):
@@ -926,61 +981,6 @@ class ConnectionTest(HeartCase):
         self.assertEqual("".join(self.logged()).count(", 25 bytes sent: none below"), 2)
         self.assertEqual(self.warned(), [])
 
-    def tls_contexts(self):
-        """Return one for a server, with a certificate made for it, and one for its clients."""
-        try:
-            import ssl
-        except ImportError:
-            self.skipTest("this Python has no ssl")
-        if not shutil.which("openssl"):
-            self.skipTest("needs openssl to make a certificate")
-        folder = self.stack(tempfile.TemporaryDirectory())
-        files = [f"{folder}/certificate", f"{folder}/key"]
-        command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
-        command += f" -days 2 -subj /CN=localhost -out {files[0]} -keyout {files[1]}"
-        self.assert_ends(self.start(command, start="", stderr=subprocess.DEVNULL))
-        server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        server_side.load_cert_chain(*files)
-        client_side = ssl.create_default_context(cafile=files[0])
-        client_side.check_hostname = False
-        return server_side, client_side
-
-    def test_tls(self):
-        """By three lines in get_request(), with the limits, the idle rule and the stop as ever."""
-        server_side, client_side = self.tls_contexts()
-
-        def get_request(server):
-            connection, address = Server.get_request(server)
-            options = {"server_side": True, "do_handshake_on_connect": False}
-            return server_side.wrap_socket(connection, **options), address
-
-        self.stack(mock.patch.object(selectors, "PollSelector", ClockedSelector, create=True))
-        def connect(data):
-            connection = self.stack(client_side.wrap_socket(self.connect(server)))
-            connection.sendall(data)
-            return connection
-
-        server = self.serve(get_request=get_request, max_connections=2, max_line=100_000)
-        for _ in range(4):  # more than have room at a time
-            with connect(b"hello\n" + b"x" * 100_001) as connection:
-                want = b"olleh\nerror: line longer than 100000 bytes\n"
-                self.assertEqual(receive(connection), want)
-        with self.connect(server, b"GET / HTTP/1.0\r\n\r\n") as plain:
-            receive_until_gone(plain)
-        until(lambda: not server.connections)
-        silent, begun = connect(b"hello\n"), connect(b"hello\nhal")
-        self.assertEqual(receive(silent, 6) + receive(begun, 6), b"olleh\n" * 2)
-        until(lambda: self.advance(61) or len(readable(silent, begun)) == 2)
-        self.assertEqual(receive(silent), b"")
-        self.assertEqual(receive(begun), b"error: line not finished within 60 seconds\n")
-        begun.close()
-        until(lambda: not server.connections)
-        idle, busy = connect(b"hello\n"), connect(b"hello\n" * 10_000)
-        self.assertEqual(receive(idle, 6) + receive(busy, 6), b"olleh\n" * 2)
-        server.server_close()
-        self.assertEqual((receive(idle), receive(busy)), (b"", b"olleh\n" * 9_999))
-        self.assertEqual(self.warned(), [])
-
     def test_log_of_a_connection(self):
         server = self.serve(max_line=5)
         for data, end in (
@@ -1160,7 +1160,8 @@ class IdleTest(HeartCase):
         self.until_logged("bytes sent: idle")
 
     def test_one_second(self):
-        connection = self.connect(self.serve(idle_timeout=1), b"hel")
+        connection = self.connect(self.serve(idle_timeout=1), b"hello\nhel")
+        self.assertEqual(receive(connection, 6), b"olleh\n")
         until(lambda: self.advance(1) or readable(connection))
         self.assertEqual(receive(connection), b"error: line not finished within 1 second\n")
 
@@ -1190,6 +1191,16 @@ class IdleTest(HeartCase):
         self.advance(61)
         self.assertEqual(silent.recv(1), b"")
         self.assertEqual(receive(waiting, 6), b"olleh\n")
+
+    def test_respond_that_takes_long_before_a_reply_that_does(self):
+        """The peer has the whole of its time to read that."""
+        size = 64 << 20  # more than fits in any buffers
+        _, connection, gate = self.busy(respond=lambda *_: b"x" * size)
+        self.advance(100)
+        gate.open()
+        until(lambda: readable(connection))
+        self.advance(40)
+        self.assertEqual(len(receive(connection, size)), size)
 
     def test_no_idle_timeout(self):
         server = self.serve(idle_timeout=0)
@@ -1519,7 +1530,7 @@ class StoppingTest(HeartCase):
             server, connection, gate = self.busy()
             connection.sendall(lines + rest)
             if ended:
-                connection.shutdown(socket.SHUT_WR)
+                half_close(connection)
             self.closing(server)
             gate.open()
             want = b"olleh\n" + revecho.reverse_lines(lines) + answer
@@ -1705,7 +1716,7 @@ class StoppingTest(HeartCase):
     def test_end_of_the_clients_side_is_not_taken_for_the_servers(self):
         """Where a handler is about to receive, and the end has arrived by then."""
         server, connection, gate = self.busy(b"line\nlast", step="setup")
-        connection.shutdown(socket.SHUT_WR)
+        half_close(connection)
         self.close_until_asked(server)
         gate.open()
         self.assertEqual(receive(connection), b"enil\ntsal")
@@ -1835,6 +1846,118 @@ class IdleElsewhereTest(Elsewhere, IdleTest):
 
 
 class StoppingElsewhereTest(Elsewhere, StoppingTest):
+    pass
+
+
+def without(*names):
+    """Leave tests out."""
+    return type("Without", (), dict.fromkeys(f"test_{name}" for name in names))
+
+
+# Python's TLS cannot send and receive on two threads at a time, nor end its side when a reply may
+# have come; and who waits in the listen queue has no handshake.
+
+
+class ConnectionTlsTest(
+    without("a_handler_that_raises", "close_connection", "protocol_error", "memory", "drain"),
+    without("error_arrives_though_the_client_goes_on_sending", "pipelining_without_end"),
+    without("socket_of_a_connection", "binary_frames", "handle_can_be_overridden"),
+    without("respond_can_be_overridden", "log_of_a_connection"),
+    Tls,
+    ConnectionTest,
+):
+    pass
+
+
+class TlsServerTest(Tls, HeartCase):
+    """What there is with TLS alone."""
+
+    def plain(self, server, data=b""):
+        return HeartCase.connect(self, server, data)
+
+    def test_noise_on_the_port(self):
+        """It costs a line in the log, with the reason."""
+        server = self.serve()
+        for data, why in ((b"GET / HTTP/1.0\r\n\r\n", "http request"), (b"x" * 1000, "")):
+            with self.plain(server, data) as connection:
+                receive_until_gone(connection)
+            self.assertRegex(self.until_logged(" gone ")[-1], f"0 bytes sent: .*{why}")
+        with self.plain(server):
+            pass
+        self.assertRegex(self.until_logged(" gone ")[-1], "0 bytes sent: ")
+        with self.connect(server) as connection:
+            self.ask(connection)  # and nobody else
+        self.assertEqual(self.warned(), [])
+
+    def test_a_stalled_handshake_delays_nobody(self):
+        """Nor the stop."""
+        server = self.serve(grace=LONG)
+        self.plain(server)
+        self.plain(server, b"\x16\x03\x01")  # the beginning of one
+        until(lambda: len(server.connections) == 2)
+        connection = self.connect(server)
+        self.ask(connection)
+        self.closing(server)
+        self.assertEqual(receive(connection), b"")
+
+    def test_a_stalled_handshake_is_idle(self):
+        self.stack(mock.patch.object(selectors, "PollSelector", ClockedSelector, create=True))
+        for greet in (False, True):  # it comes with the first receive, or send
+
+            def handle(handler, greet=greet):
+                if greet:
+                    handler.send(b"welcome\n")
+                Handler.handle(handler)
+
+            connection = self.plain(self.serve(handle=handle), b"\x16\x03\x01")
+            until(self.logged)
+            until(lambda connection=connection: self.advance(61) or readable(connection))
+            self.assertRegex(self.until_logged(" gone ")[-1], "0 bytes sent: idle$")
+
+    def test_a_handle_that_does_nothing(self):
+        """The end comes with TLS's farewell, and waits for no other."""
+        for handle in (lambda _: None, lambda _: 1 / 0, lambda it: it.request.do_handshake()):
+            server = self.serve(handle=handle, grace=LONG)
+            with contextlib.suppress(OSError):
+                self.connect(server)
+            self.until_logged(" gone ")
+            self.closing(server)
+        server = self.serve(handle=lambda it: it.request.recv(1))
+        connection = self.connect(server, b"x")
+        self.assertEqual(receive(connection), b"")
+
+    def test_an_end_without_farewell(self):
+        """It may be anybody's, so the line that it cuts is not answered."""
+        seen = []
+        server = self.serve(respond=lambda _, lines: seen.append(lines) or lines)
+        connection = self.connect(server, b"whole\nhalf")
+        self.assertEqual(receive(connection, 6), b"whole\n")
+        socket.socket.shutdown(connection, socket.SHUT_WR)
+        self.assertRegex(self.until_logged(" gone ")[-1], "6 bytes sent: .*EOF occurred")
+        self.assertEqual(seen, [b"whole\n"])
+
+
+class IdleTlsTest(
+    without("client_that_goes_on_with_a_line_after_its_time"),
+    without("idle_clients_give_way_at_the_limit"),
+    Tls,
+    IdleTest,
+):
+    pass
+
+
+class StoppingTlsTest(
+    without("those_in_the_listen_queue_are_answered", "client_that_goes_on_sending"),
+    without("client_that_sends_small_lines_and_reads", "at_the_limit", "in_the_midst_of_itself"),
+    without("those_in_the_listen_queue_wait_for_a_slow_respond", "replies_on_their_way_arrive"),
+    without("replies_on_their_way_have_no_longer_than_the_grace", "interrupted"),
+    without("interrupted_while_another_thread_accepts", "of_a_handle_that_waits_by_itself"),
+    without("end_of_the_clients_side_is_not_taken_for_the_servers"),
+    without("of_a_handler_that_has_closed_its_connection"),
+    without("received_lines_are_answered_to_a_client_that_reads_late"),
+    Tls,
+    StoppingTest,
+):
     pass
 
 
