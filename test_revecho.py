@@ -1787,15 +1787,20 @@ class ClientCase(Case):
         )
 
     def crowded_listener(self):
-        """Start a listener that has no room for one more to wait; return its address."""
+        """Start a listener that has no room for one more to wait."""
         if not LINUX:
             self.skipTest("elsewhere the listen queue has other limits")
         listener = self.stack(socket.create_server(("127.0.0.1", 0), backlog=0))
-        for _ in range(3):
-            waiting = self.stack(socket.socket())
+        self.crowd_before = [self.stack(socket.socket()) for _ in "123"]
+        for waiting in self.crowd_before:
             waiting.setblocking(False)
             waiting.connect_ex(listener.getsockname())
-        return listener.getsockname()
+        return listener
+
+    def unanswered(self, listener):
+        """How many who try to connect to it have no answer."""
+        table = pathlib.Path("/proc/net/tcp").read_text()
+        return table.count(f":{listener.getsockname()[1]:04X} 02 ")  # SYN_SENT
 
     def pipe(self):
         """Return a source that is a pipe, and the file that feeds it."""
@@ -1841,7 +1846,7 @@ class ClientTest(ClientCase):
                 hello(address, timeout=timeout)
             self.assertGreaterEqual(time.monotonic() - start, timeout)
 
-        silent, full = self.other_server(never_answer), self.crowded_listener()
+        silent, full = self.other_server(never_answer), self.crowded_listener().getsockname()
         partial = self.other_server(answer_with(b"oll", stay=True))
         one, rest = "; all 6 bytes acknowledged", "; all the unanswered bytes acknowledged"
         left, count = "; bytes left unanswered: 3, only ", "; lines answered: 0, bytes answered: "
@@ -2358,6 +2363,25 @@ class ClientCommandTest(Case):
             client = self.start(f"client {to(self.serve())}", stdin=stdin)
             self.assert_ends(client, b"", 1, COMPLAINT + "the source has no input now\n")
 
+    def test_progress(self):
+        """Shown after a second at a terminal, if the replies go elsewhere, and wiped at the end."""
+
+        def answer_and_wait(connection):
+            connection.sendall(revecho.reverse_lines(receive(connection, 6)))
+            gate.wait()
+
+        gate, ends = self.gate(), "the connection ended before .*: 3, bytes answered: 6\n"
+        streams = {"kind": AtTerminal, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        client = self.start(f"client {to(self.other_server(answer_and_wait))}", **streams)
+        client.stdin.write(b"1\n2\n3\n")
+        client.expect(b"\r0.0 MB, 0.0 MB/s")
+        gate.open()
+        client.expect(b"\r" + b" " * 40 + b"\rrevecho: ")
+        self.assertRegex(client.rest()[0].decode(), ends)
+        quick = self.start(f"client {to(self.serve())}", **streams)
+        quick.stdin.close()
+        self.assertEqual(quick.rest(), (b"", 0))
+
     def test_failures(self):
         names = "no.such.host.invalid", "x" * 64, "127.0.0.1 -6"
         hosts = {name: (re.escape(name.partition(" ")[0]), "resolved") for name in names}
@@ -2546,7 +2570,8 @@ class PingTest(ClientCase):
             return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", it) for it in addresses]
 
         addresses = []
-        good, refusing, full = at(self.serve()), ("127.0.0.2", free_port()), self.crowded_listener()
+        good, refusing = at(self.serve()), ("127.0.0.2", free_port())
+        full = self.crowded_listener().getsockname()
         shown = {address: f"{address[0]}:{address[1]}" for address in (good, refusing, full)}
         refused = f"{shown[refusing]}: Connection refused"
         unanswered = f"{shown[full]}: no answer within 0.2 s"
@@ -2667,7 +2692,7 @@ class PingTest(ClientCase):
             outcome = self.probe(at(server), "--timeout 0.05")
             self.assertRegex(outcome, rf" ms: no reply within 0\.05 s{acknowledged}\Z")
         self.assertEqual(self.ping(server)[0], 0)
-        outcome = self.probe(self.crowded_listener(), "--timeout 0.05")
+        outcome = self.probe(self.crowded_listener().getsockname(), "--timeout 0.05")
         self.assertRegex(outcome, r" ms: not connected: no answer within 0\.05 s\Z")
 
     def test_a_failure_does_not_end_it(self):
@@ -2725,24 +2750,41 @@ class PingTest(ClientCase):
         code = f"""if True:
             import socket, sys
             import revecho
-            tried = [{refusing!r}, {full!r}]
+            tried = [{refusing!r}, {full.getsockname()!r}]
             socket.getaddrinfo = lambda *_: [(2, 1, 0, "", address) for address in tried]
             sys.exit(revecho.main())
         """
-
-        def waiting():
-            table = pathlib.Path("/proc/net/tcp").read_text()
-            return table.count(f":{full[1]:04X} 02 ")  # SYN_SENT
-
-        before = waiting()
+        before = self.unanswered(full)
         ping = self.start("ping a:5", program=("-c", code))
-        until(lambda: waiting() > before)
+        until(lambda: self.unanswered(full) > before)
         ping.send_signal(signal.SIGINT)
         refused = f"after {refusing[0]}:{refusing[1]}: Connection refused"
         line = rf"a:5: seq=1 waiting after .* ms: not connected, {refused}\n"
         out = ping.communicate(timeout=LIMIT)[0].decode()
         self.assertRegex(out, rf"\A{line}\n--- a:5 ---\n1 sent, .*, 1 waiting\n\Z")
         self.assertEqual(ping.returncode, 1)
+
+    def test_segments_sent_again(self):
+        """Here the first, as the listen queue is full when it comes; then no more."""
+
+        def answer():
+            while True:
+                connection = self.stack(listener.accept()[0])
+                if line := connection.recv(65536):  # it is no one who only filled the queue
+                    connection.sendall(revecho.reverse_lines(line))
+                    connection.sendall(revecho.reverse_lines(receive(connection, len(line))))
+                    return
+
+        listener = self.crowded_listener()
+        before = self.unanswered(listener)
+        ping = self.start("ping {}:{} -i 0 -c 2 --keep".format(*listener.getsockname()))
+        until(lambda: self.unanswered(listener) > before)
+        for connection in self.crowd_before:
+            connection.close()
+        self.on_thread(answer)
+        again = r", segments sent again: \d+\n"
+        out = ping.communicate(timeout=LIMIT)[0].decode()
+        self.assertRegex(out, rf"\A.* reply=.* ms{again}.* reply=.* ms\n\n.*\n2 .* \(0%\){again}")
 
     def test_standard_output_closed_before_the_summary(self):
         ping = self.start(f"ping {to(self.serve())} --interval 100")
