@@ -44,9 +44,9 @@ stop_signal.  And whichever calls server_close() tells both to stop, and waits f
 from __future__ import annotations
 
 import argparse
-import base64
 import contextlib
 import errno
+import functools
 import io
 import itertools
 import logging
@@ -91,6 +91,8 @@ _BOUNDS = {
     "max_line": (1, 1 << 30),
     "idle_timeout": (0, _LONGEST_WAIT),
     "grace": (0, _LONGEST_WAIT),
+    "timeout": (0.001, _LONGEST_WAIT),
+    "port": (1, 65535),
 }
 _BLOCK = 65536  # bytes asked for in one receive
 
@@ -261,10 +263,19 @@ def _shut(connection: socket.socket, how: int) -> None:
         socket.socket.shutdown(connection, how)  # SSLSocket's own would take the TLS layer away
 
 
-def _unacknowledged(connection: socket.socket) -> int:
-    """Return how many bytes the peer has yet to acknowledge; 0 where the system does not tell."""
+def _unacknowledged(connection: socket.socket) -> int | None:
+    """Return how many bytes the peer has yet to acknowledge, if the system tells."""
     with contextlib.suppress(NameError, OSError):
         return int.from_bytes(fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    return None
+
+
+def _sent_again(connection: socket.socket) -> int:
+    """Return how many segments had to be sent again; 0 where the system does not tell."""
+    with contextlib.suppress(AttributeError, OSError):
+        if sys.platform == "linux":
+            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+            return int.from_bytes(info[100:], sys.byteorder)  # tcp_info.tcpi_total_retrans
     return 0
 
 
@@ -885,97 +896,289 @@ def running_server(
         raise error
 
 
-# The client
+# ==================================================================================== The client
 
+# Three rooms: a connection, which never blocks once it is open; what is owed, which counts lines
+# and bytes; and one loop, _exchange(), which moves the bytes between the two.
 
-_LARGE = 1 << 26  # bytes that the client holds at most, unless a single line is longer
+_LARGE = 1 << 26  # bytes unanswered at which no more is sent, but for the rest of a line
+_LACKING = {*_EXHAUSTED, errno.EADDRNOTAVAIL}  # errors of this end, not of the path
 
 
 class ReplyError(ConnectionError):
     """The connection ended before the whole reply, or what came is not the reply."""
 
 
-def request(text: str, host: str = HOST, port: int = PORT, timeout: float = 10.0) -> str:
-    """Send *text* as one line and return the reply to it.
+class _WrongReplyError(ReplyError):
+    """What came cannot be the reply, and is no error of the server's own either."""
 
-    *timeout* is in seconds, for connecting and for each wait for a part of the reply.
 
-    Raises ValueError if *text* holds a line ending; ReplyError if the reply is an error, missing,
-    more than one line (where they come at once), or one of more than 64 MiB that is also longer
-    than *text*; and OSError if the connection fails or takes too long.
+class _Connection(contextlib.ExitStack):
+    """A connection to a server, to be opened within a ``with`` block, which closes it.
 
-    >>> with running_server() as server:
-    ...     request("raw", *server.server_address[:2])
-    'war'
+    *timeout* is in seconds, for all addresses of the host together; a look-up has no limit.
     """
-    line = _line_of(text)
-    with _Connection(host, port, timeout) as connection:
-        return connection.ask(line)[:-1].decode("utf-8", "surrogateescape")
+
+    socket: socket.socket
+
+    def __init__(self, host: str, port: int, timeout: float, family: int = 0) -> None:
+        super().__init__()
+        self.host, self.family = host, family
+        self.port, self.timeout = _limit("port", port), _limit("timeout", timeout)
+        self.missing = "not resolved"  # the step that is not done yet; empty when all are
+        self.times: dict[str, float] = {}  # seconds that each step took
+        self.address = ""  # the one that is tried, or used
+        self.failed: list[str] = []  # those tried before it, and why they failed
+        self.unsent = memoryview(b"")
+        self.broken = ""  # how, if it is
+
+    def open(self) -> None:
+        """Connect; raise an OSError that says which step failed."""
+        with self._step("lookup", "not resolved"):
+            found = socket.getaddrinfo(self.host, self.port, self.family, socket.SOCK_STREAM)
+        if found[0][4][0] == self.host:  # there was nothing to look up
+            self.times.clear()
+        with self._step("connect", "not connected"):
+            self._connect(found)
+        self.socket.setblocking(False)
+        self.missing = ""
+
+    @contextlib.contextmanager
+    def _step(self, name: str, missing: str) -> Iterator[None]:
+        self.missing, started = missing, time.perf_counter()
+        try:
+            yield
+        except OSError as error:
+            if not error.errno:  # it is we who waited no longer
+                raise TimeoutError(f"{missing}: {error}") from None
+            error.strerror = f"{missing}: {error.strerror}"
+            raise
+        except UnicodeError as error:  # no host can have this name
+            raise OSError(f"{missing}: {error}") from error
+        self.times[name] = time.perf_counter() - started
+
+    def _connect(self, found: list[Any]) -> None:
+        """Try the addresses in turn, each for an even share of the time that is left."""
+        deadline = time.monotonic() + self.timeout
+        for number, (family, kind, protocol, _, address) in enumerate(found):
+            seconds = max(0.001, (deadline - time.monotonic()) / (len(found) - number))
+            self.address = _address(address)
+            try:
+                self.socket = self.enter_context(socket.socket(family, kind, protocol))
+                self.socket.settimeout(seconds)
+                self.socket.connect(address)
+                return
+            except OSError as error:
+                failure = error
+            self.close()
+            why = failure.strerror or f"no answer within {round(seconds, 3):g} s"
+            lacking = "this end lacks something: " if failure.errno in _LACKING else ""
+            named = "" if address[0] == self.host else f"{self.address}: "
+            self.failed.append(f"{named}{lacking}{why}")
+        failure.strerror = "; ".join(self.failed)
+        raise failure if failure.errno else TimeoutError(failure.strerror)
+
+    def send(self) -> bool:
+        """Send of what is unsent as much as goes now; tell whether anything went."""
+        # If the connection is broken, receive() tells, after what the server has said before.
+        count = self._try(self.socket.send, self.unsent, len(self.unsent))
+        self.unsent = self.unsent[count or 0 :]
+        return bool(count)
+
+    def receive(self) -> bytes | None:
+        """Return what has come, b"" at the end, or None if nothing has."""
+        data: bytes | None = self._try(self.socket.recv, _BLOCK, b"")
+        return b"" if self.broken and data is None else data
+
+    def _try(self, call: Callable[[Any], Any], argument: Any, if_broken: Any) -> Any:
+        try:
+            return call(argument)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            reset = isinstance(error, ConnectionError)
+            self.broken = f"the connection {'was reset' if reset else f'broke: {error.strerror}'}"
+            return if_broken
+
+    def end(self) -> None:
+        """End our side."""
+        _shut(self.socket, socket.SHUT_WR)
 
 
-def stream(
-    source: BinaryIO, sink: BinaryIO, host: str = HOST, port: int = PORT, timeout: float = 10.0
-) -> int:
-    r"""Send all of *source* and write the replies to *sink*, both at the same time.
+class _Owed:
+    """What goes there and what comes back, counted.
 
-    Both are binary files that block.  Returns how many bytes went there and came back.  *timeout*
-    is in seconds, for connecting and for each wait for a reply that is owed; *source* may take its
-    time.
-
-    *source* is read on a thread of its own, which may be waiting for input still when all else has
-    failed.  So pass ``open(0, "rb", 0, closefd=False)`` for standard input: Python aborts a program
-    that ends during a read of ``sys.stdin.buffer``.
-
-    Raises ReplyError if the server does not answer every byte, OSError if the connection fails or
-    takes too long, and whatever *source* and *sink* raise.
-
-    >>> with running_server() as server:
-    ...     sink = io.BytesIO()
-    ...     stream(io.BytesIO(b"live\nstar\n"), sink, *server.server_address[:2])
-    ...     sink.getvalue()
-    10
-    b'evil\nrats\n'
+    For a single *line* one line has to come, of any length.  Without it any lines can be added,
+    and just as many bytes have to come.
     """
-    return _stream(source, sink, host, port, timeout)
+
+    def __init__(self, line: bytes = b"") -> None:
+        self.line = line
+        self._there, self._last_line = _Lines(sys.maxsize), b""
+        self.there = 0  # bytes
+        self.owed_lines = self.owed = 0  # of that: lines, and their bytes; or a last line's
+        self.replies = bytearray()  # that are due, where they are known: see _Compared
+        # What has come: lines, bytes, bytes that can be right, and the last line, whole or not
+        self.lines = self.came = self.right = 0
+        self.last = bytearray()
+        self.add(line)
+
+    def add(self, data: bytes) -> None:
+        """Take what is going to be sent."""
+        self.there += len(data)
+        self._expect(self._there.add(data))
+
+    def end(self) -> bool:
+        """Take the end of that; tell whether the last line has no ending."""
+        self._expect(self._there.last())
+        return bool(self._there.begun)
+
+    def _expect(self, lines: bytes) -> None:
+        self.owed_lines += lines.count(b"\n")
+        self.owed += len(lines)
+        self._last_line = lines[lines.rfind(b"\n", 0, -1) + 1 :] or self._last_line
+
+    def due(self) -> bool:
+        """Tell whether more has to come: a reply, or the rest of an error."""
+        if self.line:
+            return not self.lines
+        if (self.lines, self.came) != (self.owed_lines, self.owed):
+            return True
+        # An error can be as long as the reply, or begin like one that has no ending.
+        return self._like_error() and self.last != reverse_lines(self._last_line)
+
+    def take(self, data: bytes) -> None:
+        """Take what has come; raise a ReplyError at the first byte that cannot be right."""
+        if self.right == self.came:
+            self.right += self._match(data)
+        wrong = self.came + len(data) - self.right
+        if wrong:  # let the line in which that begins be the last
+            data = data[: data.find(b"\n", max(len(data) - wrong, 0)) + 1 or len(data)]
+        begin = data.rfind(b"\n", 0, -1) + 1
+        if begin or not self.unfinished():
+            self.last.clear()
+        self.last += data[begin:]
+        self.lines += data.count(b"\n")
+        self.came += len(data)
+        if wrong and not (self.unfinished() and self._like_error()):
+            raise self.error(self._describe(), _WrongReplyError)
+
+    def _match(self, data: bytes) -> int:
+        """Return how many bytes of *data* can be right."""
+        most = max(len(self.line), _LARGE) if self.line else self.owed
+        return min(len(data), most - self.came)
+
+    def unfinished(self) -> bool:
+        """Tell whether the last line that came has no ending yet."""
+        return not self.last.endswith(b"\n") and self.came > 0
+
+    def _like_error(self) -> bool:
+        """Tell whether the last line that came begins like an error of the server."""
+        return len(self.last) < _BLOCK and b"error: ".startswith(self.last[:7])
+
+    def _describe(self) -> str:
+        """Say what is wrong, from some bytes before it so that one can recognize it."""
+        at = len(self.last) - (self.came - self.right)
+        due = bytes(self.last[:at] + self.replies[: self.replies.find(b"\n") + 1 or None])
+        # What came, reversed, is the end of the reply, or all of it?  40 bytes are no chance.
+        echo = due.rstrip(b"\r\n").endswith(reverse_lines(bytes(self.last)).rstrip(b"\r\n"))
+        kind = "an echo" if echo and len(self.last) >= min(len(due), 40) else "not the reverse"
+        line = "" if self.line else f", line {self.lines + self.unfinished()}"
+        came, expected = _quote(self.last, at), _quote(due, at)
+        return f"{kind} at byte {self.right + 1}{line}: {came} came, {expected} should have come"
+
+    def error(self, what: str, kind: type[OSError] = ReplyError) -> OSError:
+        """Return an error that says *what* is wrong; or the server's own, if it has sent one."""
+        lines, came = self.lines, self.came
+        if not self.unfinished() and self.last.startswith(b"error: "):
+            what = self.last[:200].partition(b"\n")[0].decode("utf-8", "replace")
+            what = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in what)
+            kind, lines, came = ReplyError, lines - 1, came - len(self.last)
+        if kind is _WrongReplyError or (kind is TimeoutError and self.line and not came):
+            return kind(what)  # which says it all
+        if not self.line:
+            return kind(f"{what}; lines answered: {lines}, bytes answered: {came}")
+        only = f", only {_quote(self.last)} came" if came else ""
+        return kind(f"{what}; bytes left unanswered: {max(len(self.line) - came, 1)}{only}")
 
 
-def _stream(
-    source: BinaryIO, sink: BinaryIO, host: str, port: int, timeout: float, check: bool = False
-) -> int:
-    """As stream(); *check* the replies byte by byte."""
-    unsent, unanswered = memoryview(b""), _Unanswered(check)
-    ended, late_at = False, math.inf
-    with _Connection(host, port, timeout) as connection, _reading(source) as feed:
-        server = connection.socket
-        while unanswered.due() or not ended:
-            owed = unanswered.owed
-            wanted = {server: _READ | _WRITE if unsent else _READ}
-            if not (ended or unsent or owed >= _LARGE):
-                wanted[feed] = _READ
-            progress = _READ if owed else _READ | _WRITE  # once a reply is owed, only that counts
-            expected = bool(unsent) or unanswered.due()  # of the server; if not, wait for ever
-            ready = _ready(wanted, max(0, late_at - time.monotonic()) if expected else None)
-            if feed in ready:
-                data = feed.recv(_BLOCK)
-                unanswered.add(data)
-                unsent, ended = memoryview(data), not data
-                # Only after an unfinished line: many relays take the end of one side for both.
-                if ended and unanswered.finish():
-                    _shut(server, socket.SHUT_WR)
-            events = ready.get(server, 0)
-            if events & _READ:
-                data = connection.receive()
-                if not data and (unanswered.due() or not ended):
-                    raise connection.ended_error(unanswered.lines, unanswered.came)
-                _write(sink, data)
-                unanswered.take(data)
-            elif events & _WRITE:
-                unsent = unsent[connection.send(unsent) :]
-            if not expected or events & progress:
-                late_at = time.monotonic() + timeout
-            elif time.monotonic() >= late_at:
-                raise connection.late_error(unanswered.came)
-    return unanswered.answered
+class _Compared(_Owed):
+    """The same where each reply has to be the reverse of its line, byte by byte."""
+
+    def _expect(self, lines: bytes) -> None:
+        super()._expect(lines)
+        self.replies += reverse_lines(lines)
+
+    def _match(self, data: bytes) -> int:
+        due, right = self.replies[: len(data)], len(data)
+        if data != due:
+            same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(data, due))
+            right = sum(1 for _ in same)
+        del self.replies[:right]
+        return right
+
+
+def _quote(data: bytes | bytearray, at: int = 0) -> str:
+    """Return what stands there in *data*, and some bytes before it, as one can show them."""
+    shown = bytes(data[max(at - 8, 0) :])
+    return repr(shown[:60])[1:] + "..." * (len(shown) > 60)
+
+
+def _no_reply(connection: _Connection, owed: _Owed, within: str = "") -> str:
+    """Say so, and how much of the lines has reached the other end's system, if ours tells."""
+    text = f"no {'end of the ' if owed.unfinished() else ''}reply{within}"
+    left = _unacknowledged(connection.socket)
+    if left is None:
+        return text
+    left += len(connection.unsent)
+    size = len(owed.line) or owed.there - owed.came
+    share = "all" if not left else "some of" if left < size else "none of"
+    what = f"{size} byte{'s' * (size > 1)}" if owed.line else "the unanswered bytes"
+    return f"{text}; {share} {what} acknowledged"
+
+
+def _exchange(
+    connection: _Connection,
+    owed: _Owed,
+    write: Callable[[bytes], Any],
+    feed: socket.socket | None = None,
+) -> None:
+    """Send the one line, or what *feed* has, and *write* what comes, until nothing is owed.
+
+    The time limit is for the whole reply to the one line; else for each wait for more.
+    """
+    connection.unsent = memoryview(owed.line)
+    late_at = time.monotonic() + connection.timeout
+    while (due := owed.due()) or feed:
+        fed: bytes | None = None
+        hungry = feed if not connection.unsent and owed.owed - owed.came < _LARGE else None
+        with contextlib.suppress(BlockingIOError):
+            fed = hungry.recv(_BLOCK) if hungry else None
+        if fed:
+            connection.unsent = memoryview(fed)
+            owed.add(fed)
+        elif fed is not None:
+            feed = None
+            if owed.end():  # else not: many relays take the end of one side for the end of both
+                connection.end()
+        went = connection.unsent and connection.send()
+        came = connection.receive()
+        if came:
+            write(came)
+            owed.take(came)
+        elif came is not None and (owed.due() or feed):
+            early = "" if owed.due() else " before the input did"
+            raise owed.error((connection.broken or "the connection ended") + early)
+        if not owed.line and (came or not due):
+            late_at = time.monotonic() + connection.timeout
+        if fed is None and not went and came is None:
+            wanted = {connection.socket: _READ | _WRITE if connection.unsent else _READ}
+            wanted.update({hungry: _READ} if hungry else {})
+            # While nothing is expected of the server, the feed may take its time.
+            limited = due or connection.unsent
+            if not _ready(wanted, max(0, late_at - time.monotonic()) if limited else None):
+                within = f" within {connection.timeout:g} s"
+                raise owed.error(_no_reply(connection, owed, within), TimeoutError)
 
 
 @contextlib.contextmanager
@@ -989,6 +1192,7 @@ def _reading(source: BinaryIO) -> Iterator[socket.socket]:
     failures: list[BaseException] = []
     far_end, near_end = socket.socketpair()
     far_end.settimeout(None)  # whatever socket.setdefaulttimeout() says
+    near_end.setblocking(False)
 
     def copy() -> None:
         with far_end:
@@ -1017,181 +1221,83 @@ def _write(sink: BinaryIO, data: bytes) -> None:
     sink.flush()
 
 
-class _Connection:
-    """A connection to a server, whose errors say which step failed."""
-
-    def __init__(self, host: str, port: int, timeout: float) -> None:
-        if not 0 < port <= 65535:  # getaddrinfo() would take it modulo 65536
-            raise ValueError("port must be from 1 to 65535")
-        if not 0 < timeout <= _LONGEST_WAIT:
-            raise ValueError(f"timeout must be above 0 and at most {_LONGEST_WAIT} seconds")
-        self.timeout = timeout
-        self.outcome = "the connection ended"
-        try:
-            self.socket = socket.create_connection((host, port), timeout)
-        except OSError as error:
-            if isinstance(error, socket.timeout) and not error.errno:  # ours, not the system's
-                raise TimeoutError(f"not connected within {timeout:g} s") from None
-            error.strerror = f"not connected: {error.strerror or error}"
-            raise
-        except UnicodeError as error:  # no host can have this name
-            raise OSError(f"not connected: {error}") from error
-
-    def __enter__(self) -> _Connection:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.socket.close()
-
-    def ask(self, line: bytes) -> bytes:
-        """Send a line and return the line that comes back."""
-        unsent, reply, data = memoryview(line), bytearray(), b""
-        while b"\n" not in data:  # where data is what has come last
-            # Both at the same time: who refuses a line need not have read all of it.
-            ready = _ready({self.socket: _READ | _WRITE if unsent else _READ}, self.timeout)
-            if not ready:
-                raise self.late_error(reply)
-            if ready[self.socket] & _READ:
-                data = self.receive()
-                reply += data
-                if not data:
-                    raise self.ended_error(line, reply)
-                if len(reply) > max(len(line), _LARGE):
-                    raise ReplyError(f"a reply without end: {_quote(reply)}")
-            else:
-                unsent = unsent[self.send(unsent) :]
-        if reply.startswith(b"error: ") and reply != reverse_lines(line):
-            raise _refusal(reply, len(line))
-        if reply.index(b"\n") + 1 < len(reply):
-            raise ReplyError(f"more than one line came: {_quote(reply)}")
-        return bytes(reply)
-
-    def send(self, data: memoryview) -> int:
-        """Send a part of *data* and return its length; after a reset, claim to have sent all."""
-        try:
-            return self.socket.send(data)
-        except ConnectionError:  # receive() will tell, after what the server may have said before
-            self.outcome = "the connection was reset"
-            return len(data)
-
-    def receive(self) -> bytes:
-        """Receive what there is; nothing at the end."""
-        try:
-            return self.socket.recv(_BLOCK)
-        except ConnectionError:
-            self.outcome = "the connection was reset"
-            return b""
-
-    def late_error(self, came: bytes | bytearray) -> TimeoutError:
-        what = f"no end of the reply {_quote(came)}" if came else "no reply"
-        return TimeoutError(f"{what} within {self.timeout:g} s")
-
-    def ended_error(self, sent: bytes | bytearray, came: bytes | bytearray) -> ReplyError:
-        if not sent:
-            why = f"; more came than the reply: {_quote(came)}" if came else " before the input did"
-            return ReplyError(self.outcome + why)
-        left = max(len(sent) - len(came), 1)  # the ending at least
-        only = f", only {_quote(came)} came" if came else ""
-        return ReplyError(f"{self.outcome}; bytes left unanswered: {left}{only}")
-
-
-class _Unanswered:
-    """The lines of a stream that are not answered yet, sent or just about to be."""
-
-    def __init__(self, check: bool) -> None:
-        self.check = check  # every byte of a reply, not only its length?
-        self.lines = bytearray()
-        self.owed = 0  # bytes of that for which a reply is owed: finished lines
-        self.came = bytearray()  # the beginning of the reply to the first line
-        self.answered = 0  # bytes
-        self.checked = 0  # lines
-
-    def add(self, data: bytes) -> None:
-        """Take what is going to be sent."""
-        if b"\n" in data:
-            self.owed = len(self.lines) + data.rindex(b"\n") + 1
-        self.lines += data
-
-    def finish(self) -> bool:
-        """Note the end of what is sent; tell whether it ends an unfinished line."""
-        unfinished = self.owed < len(self.lines)
-        self.owed = len(self.lines)
-        return unfinished
-
-    def due(self) -> bool:
-        """Tell whether something more has to come: a reply, or the rest of an error."""
-        return bool(self.owed or self.came)
-
-    def take(self, data: bytes) -> None:
-        """Take what has come; raise a ReplyError if it is not a reply."""
-        self.came += data
-        whole = self.came.rfind(b"\n") + 1 if b"\n" in data else 0
-        may_be_error = b"error: ".startswith(self.came[whole : whole + 7])  # its end is yet to come
-        # A last line without an ending has such a reply, but an error can have begun like one.
-        if len(self.came) == self.owed == len(self.lines) and not self.lines.endswith(b"\n"):
-            last = reverse_lines(bytes(self.lines[whole:]))
-            if not may_be_error or self.came[whole:] == last:
-                whole = self.owed
-        if self.check or self.came.find(b"error: ", 0, whole) >= 0:
-            self.compare(bytes(self.came[:whole]))
-        if whole > self.owed or len(self.came) > self.owed + may_be_error * _BLOCK:
-            extra = self.came[self.came.rfind(b"\n", 0, self.owed) + 1 :]
-            raise ReplyError(f"more came than the reply: {_quote(extra)}")
-        self.answered += whole
-        self.owed -= whole
-        del self.came[:whole], self.lines[:whole]
-
-    def compare(self, replies: bytes) -> None:
-        """Raise a ReplyError at the first reply that is an error or, if that matters, wrong."""
-        lines = bytes(self.lines[: len(replies)])
-        if replies == reverse_lines(lines):
-            self.checked += lines.count(b"\n")
-            return
-        at, sent = 0, io.BytesIO(self.lines)
-        for number, reply in enumerate(io.BytesIO(replies), self.checked + 1):
-            line = sent.readline()  # nothing, if more came than was sent
-            if reply.startswith(b"error: ") and reply != reverse_lines(line):
-                raise _refusal(reply, len(self.lines) - at)
-            if self.check and line:
-                _check(line, reply, self.answered + at, f", line {number}")
-            at += len(reply)
-
-
-def _check(line: bytes, reply: bytes, before: int = 0, where: str = "") -> None:
-    """Raise a ReplyError if *reply*, after so many bytes, is not the reverse of *line*."""
-    due = reverse_lines(line)
-    if reply == due:
-        return
-    kind = "an echo" if reply == line else "not the reverse"
-    at = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(reply, due)))
-    came, expected = (_quote(data[max(at - 8, 0) :]) for data in (reply, due))
-    where = f"at byte {before + at + 1}{where}"
-    raise ReplyError(f"{kind} {where}: {came} came, {expected} should have come")
-
-
-def _refusal(reply: bytes | bytearray, unanswered: int) -> ReplyError:
-    why = reply[:200].partition(b"\n")[0].decode("utf-8", "replace")
-    why = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in why)
-    return ReplyError(f"{why}; bytes left unanswered: {unanswered}")
-
-
-def _quote(data: bytes | bytearray) -> str:
-    """Return the beginning of *data* as one can show it."""
-    return repr(bytes(data[:40]))[1:] + "..." * (len(data) > 40)
-
-
-def _encode(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape") + b"\n"
-
-
 def _line_of(text: str) -> bytes:
-    line = _encode(text)
-    if b"\n" in line[:-1] or line.endswith(b"\r\n"):
+    line = text.encode("utf-8", "surrogateescape") + b"\n"
+    if b"\n" in line[:-1]:
         raise ValueError("a line ending within the text")
+    if line.endswith(b"\r\n"):
+        raise ValueError("a CR at the end would become part of the line's ending")
     return line
 
 
-# The command line
+def _ask(connection: _Connection, text: str, compare: bool = False) -> str:
+    """Send *text* as a line over a connection, opened and closed here; return the reply."""
+    line, reply = _line_of(text), bytearray()
+    owed = _Compared(line) if compare else _Owed(line)
+    with connection:
+        connection.open()
+        _exchange(connection, owed, reply.extend)
+    if reply.startswith(b"error: ") and reply != reverse_lines(line):
+        raise owed.error("")
+    if reply.find(b"\n") + 1 < len(reply):
+        raise ReplyError(f"more than one line came: {_quote(reply)}")
+    return reply[:-1].decode("utf-8", "surrogateescape")
+
+
+def request(text: str, host: str = HOST, port: int = PORT, timeout: float = 10.0) -> str:
+    """Send *text* as one line and return the reply to it.
+
+    *timeout* is in seconds, for connecting and then for the whole reply.
+
+    Raises ValueError if *text* holds a line ending; ReplyError if the reply is an error, missing,
+    more than one line (where they come at once), or one of more than 64 MiB that is also longer
+    than *text*; and OSError if the connection fails or takes too long.
+
+    >>> with running_server() as server:
+    ...     request("raw", *server.server_address[:2])
+    'war'
+    """
+    return _ask(_Connection(host, port, timeout), text)
+
+
+def stream(
+    source: BinaryIO, sink: BinaryIO, host: str = HOST, port: int = PORT, timeout: float = 10.0
+) -> int:
+    r"""Send all of *source* and write the replies to *sink*, both at the same time.
+
+    Both are binary files that block.  Returns how many bytes went there and came back.  *timeout*
+    is in seconds, for connecting and for each wait for a reply that is owed; *source* may take its
+    time.
+
+    *source* is read on a thread of its own, which may be waiting for input still when all else has
+    failed.  So pass ``open(0, "rb", 0, closefd=False)`` for standard input: Python aborts a program
+    that ends during a read of ``sys.stdin.buffer``.
+
+    Raises ReplyError if the server does not answer every byte, OSError if the connection fails or
+    takes too long, and whatever *source* and *sink* raise.
+
+    >>> with running_server() as server:
+    ...     sink = io.BytesIO()
+    ...     stream(io.BytesIO(b"live\nstar\n"), sink, *server.server_address[:2])
+    ...     sink.getvalue()
+    10
+    b'evil\nrats\n'
+    """
+    write = functools.partial(_write, sink)
+    return _stream(_Connection(host, port, timeout), _Owed(), source, write)
+
+
+def _stream(
+    connection: _Connection, owed: _Owed, source: BinaryIO, write: Callable[[bytes], Any]
+) -> int:
+    with connection:
+        connection.open()
+        with _reading(source) as feed:
+            _exchange(connection, owed, write, feed)
+    return owed.came
+
+
+# ============================================================================== The command line
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -1202,7 +1308,9 @@ def main(argv: list[str] | None = None) -> int:
     """
     if sys.stderr is None:  # it is closed, and without it print() takes standard output
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    args = _parser().parse_args(argv)
+    args, unknown = _parser().parse_known_args(argv)
+    if unknown:  # argparse itself would show how to use revecho, not the command
+        args.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         _require(sys.stdout, "standard output")
         return int(args.run(args))
@@ -1242,29 +1350,33 @@ def _parser() -> argparse.ArgumentParser:
     server = commands.add_parser("server", help="answer lines until Ctrl-C")
     client = commands.add_parser("client", help="send lines, print the replies")
     ping = commands.add_parser("ping", help="see whether lines come back reversed, and how fast")
-    seconds = _number(float, 0, _LONGEST_WAIT)
-    for command, run, least_port in (
-        (server, _run_server, 0), (client, _run_client, 1), (ping, _run_ping, 1)
-    ):
+    for command, run in (server, _run_server), (client, _run_client), (ping, _run_ping):
         command.set_defaults(run=run, error=command.error)
-        option = command.add_argument
-        option("--host", default=HOST, help="address or name (default: %(default)s)")
-        option("--port", type=_number(int, least_port, 65535), default=PORT,
-               help="(default: %(default)s)")
-    for command in (client, ping):
-        command.add_argument("--timeout", metavar="SECONDS", default=10.0,
-                             type=_number(float, 0.001, _LONGEST_WAIT),
-                             help="for connecting and each wait for a reply (default: %(default)g)")
+        command.add_argument("--host", type=_host, default=HOST,
+                             help="address or name (default: %(default)s)")
+    timeout = float, _BOUNDS["timeout"], 10.0, "SECONDS"
+    for command, names, kind, bounds, default, unit, what in (
+        (server, "--port", int, (0, 65535), PORT, "PORT", "0: any free one"),
+        (server, "--max-connections", int, _BOUNDS["max_connections"], MAX_CONNECTIONS, "N",
+         "connections at a time; others wait"),
+        (server, "--max-line", int, _BOUNDS["max_line"], MAX_LINE, "BYTES", "length of a line"),
+        (server, "--idle-timeout", float, _BOUNDS["idle_timeout"], IDLE_TIMEOUT, "SECONDS",
+         "time with no line answered; 0: for ever"),
+        (server, "--grace", float, _BOUNDS["grace"], GRACE, "SECONDS",
+         "time to finish in when stopped"),
+        (client, "--port", int, _BOUNDS["port"], PORT, "PORT", ""),
+        (client, "-W --timeout", *timeout, "for connecting, and for each wait for a reply"),
+        (ping, "--port", int, _BOUNDS["port"], PORT, "PORT", ""),
+        (ping, "-W --timeout", *timeout, "for connecting, and for each reply"),
+        (ping, "-c --count", int, (1, 10**9), None, "N", "lines to send; without it until Ctrl-C"),
+        (ping, "-i --interval", float, (0, _LONGEST_WAIT), 1.0, "SECONDS", "from line to line"),
+        (ping, "-s --size", int, (2, 1 << 30), 64, "BYTES", "length of a line without its ending"),
+    ):
+        shown = " (default: %(default)g)" if default is not None else ""
+        command.add_argument(*names.split(), type=_number(kind, *bounds), default=default,
+                             metavar=unit, help=what + shown)
 
     option = server.add_argument
-    for name, kind, unit, default, what in (
-        ("max_connections", int, "N", MAX_CONNECTIONS, "connections at a time; others wait"),
-        ("max_line", int, "BYTES", MAX_LINE, "length of a line"),
-        ("idle_timeout", float, "SECONDS", IDLE_TIMEOUT, "time with no line answered; 0: for ever"),
-        ("grace", float, "SECONDS", GRACE, "time to finish in when stopped"),
-    ):
-        option(f"--{name.replace('_', '-')}", type=_number(kind, *_BOUNDS[name]), metavar=unit,
-               default=default, help=f"{what} (default: %(default)g)")
     option("--reuse-port", action="store_true", help="share the port with other processes")
     loudness = server.add_mutually_exclusive_group()
     loudness.add_argument("-q", "--quiet", dest="level", action="store_const",
@@ -1272,23 +1384,38 @@ def _parser() -> argparse.ArgumentParser:
     loudness.add_argument("-v", "--verbose", dest="level", action="store_const",
                           const=logging.DEBUG, help="log more")
 
+    for command in client, ping:
+        versions = command.add_mutually_exclusive_group()
+        for version, family in ("4", socket.AF_INET), ("6", socket.AF_INET6):
+            versions.add_argument(f"-{version}", dest="family", action="store_const", const=family,
+                                  default=0, help=f"use IPv{version} only")
     option = client.add_argument
     option("--check", action="store_true", help="end at a reply that is not the reverse")
     option("--ask", action="store_true", help="ask whether to send again")
-    option("message", metavar="MESSAGE", nargs="*", type=_message,
+    option("message", metavar="MESSAGE", nargs="*",
            help="a line to send; without any, standard input is sent")
-
     option = ping.add_argument
-    option("--count", metavar="N", type=_number(int, 1, 10**9),
-           help="how many lines to send (default: until Ctrl-C)")
-    option("--interval", metavar="SECONDS", type=seconds, default=1.0,
-           help="from one to the next (default: %(default)g)")
-    option("--size", metavar="BYTES", type=_number(int, 2, 1 << 30), default=64,
-           help="length of a line, its ending not counted (default: %(default)s)")
+    option("-q", "--quiet", action="store_true", help="print nothing but the summary")
+    option("--keep", action="store_true", help="send all lines over one connection")
+    option("target", metavar="HOST[:PORT]", nargs="?", type=_target, help="as --host and --port")
     return parser
 
 
-def _number(kind: type[float], least: float, most: int) -> Callable[[str], float]:
+def _target(text: str) -> tuple[str, int | None]:
+    """Return the host and, if there is one, the port of HOST[:PORT]."""
+    found = re.fullmatch(r"(\[.*\]|[^:]+):([^:]*)", text)
+    host, port = found.groups() if found else (text, None)
+    return host.strip("[]"), None if port is None else int(_number(int, 1, 65535)(port))
+
+
+def _host(text: str) -> str:
+    host, port = _target(text)
+    if port is not None:
+        raise argparse.ArgumentTypeError(f"{text!r} has a port in it, which --port takes")
+    return host
+
+
+def _number(kind: type[float], least: float, most: float) -> Callable[[str], float]:
     """Return a type for an option of argparse: a number within bounds."""
 
     def convert(text: str) -> float:
@@ -1302,12 +1429,21 @@ def _number(kind: type[float], least: float, most: int) -> Callable[[str], float
     return convert
 
 
-def _message(text: str) -> str:
+@contextlib.contextmanager
+def _handling(handler: Any, *numbers: int) -> Iterator[None]:
+    """Handle signals within the block; on another than the main thread nobody can do that."""
+    before = {}
     try:
-        _line_of(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
-    return text
+        with contextlib.suppress(ValueError):
+            for number in numbers:
+                before[number] = signal.signal(number, handler)
+        yield
+    finally:
+        for number, handler_before in before.items():
+            signal.signal(number, handler_before or signal.SIG_DFL)
+
+
+# ---------------------------------------------------------------------------------------- server
 
 
 def _run_server(args: argparse.Namespace) -> int:
@@ -1320,8 +1456,6 @@ def _run_server(args: argparse.Namespace) -> int:
             signal.signal(each, signal.SIG_DFL)  # a second signal ends the process at once
         ended.put(None)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
     logging.basicConfig(level=args.level, format="%(asctime)s %(levelname)s %(message)s")
 
     class Server(ReverseServer):
@@ -1336,7 +1470,8 @@ def _run_server(args: argparse.Namespace) -> int:
             finally:
                 ended.put(None)  # if nobody has stopped it, the listening socket is broken
 
-    with _on_one_processor() as where, running_server(
+    signals = _handling(stop, signal.SIGINT, signal.SIGTERM)
+    with signals, _on_one_processor() as where, running_server(
         (args.host, args.port),
         server_class=Server,
         max_connections=args.max_connections,
@@ -1380,35 +1515,50 @@ def _on_one_processor() -> Iterator[str]:
         yield where
 
 
+# ---------------------------------------------------------------------------------------- client
+
+
+def _connection(args: argparse.Namespace) -> _Connection:
+    return _Connection(args.host, args.port, args.timeout, args.family)
+
+
 def _run_client(args: argparse.Namespace) -> int:
     if args.ask and not args.message:
         args.error("--ask needs a MESSAGE")
+    try:
+        for text in args.message:
+            _line_of(text)
+    except ValueError as error:
+        args.error(f"argument MESSAGE: {text!r}: {error}")
     for file in (sys.stdin, sys.stdout):
         if isinstance(file, io.TextIOWrapper):
             file.reconfigure(errors="surrogateescape")
     if args.message:
-        _say(args)
-        answers = _typed("Do you want to continue (y/n)? ") if args.ask else ()
-        for answer in (typed.strip().lower() for typed in answers):
-            if answer in ("n", "no"):
-                break
-            if answer in ("y", "yes"):
-                _say(args)
+        _send_messages(args)
     elif sys.stdin and sys.stdin.isatty() and sys.stdout.isatty():
         _prompt(args)
     else:
-        _require(sys.stdin, "standard input")
-        with open(0, "rb", 0, closefd=False) as source, _Output(1, "w", closefd=False) as sink:
-            _stream(source, sink, args.host, args.port, args.timeout, args.check)
+        _filter(args)
     return 0
 
 
-class _Output(io.FileIO):
-    """Standard output, as a sink for stream()."""
+def _send_messages(args: argparse.Namespace) -> None:
+    answers = _typed("Do you want to continue (y/n)? ") if args.ask else ()
+    for answer in itertools.chain(["yes"], answers):
+        if answer.strip().lower() in ("n", "no"):
+            break
+        if answer.strip().lower() in ("y", "yes"):
+            for text in args.message:
+                _show(_ask(_connection(args), text, args.check))
 
-    def write(self, data: Any) -> int:
-        with _writing():
-            return super().write(data)
+
+def _filter(args: argparse.Namespace) -> None:
+    _require(sys.stdin, "standard input")
+    owed = _Compared() if args.check else _Owed()
+    with open(0, "rb", 0, closefd=False) as source, open(1, "wb", 0, closefd=False) as sink:
+        write = _writing()(functools.partial(_write, sink))
+        with _progress(owed):
+            _stream(_connection(args), owed, source, write)
 
 
 @contextlib.contextmanager
@@ -1431,28 +1581,48 @@ def _forget(file: Any) -> None:
 def _prompt(args: argparse.Namespace) -> None:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  gives input() line editing
-    server = args.host, args.port, args.timeout
-    with _Connection(*server):
-        pass  # if nobody listens, say so before anything is typed
+    with _connection(args) as connection:
+        connection.open()  # if nobody listens, say so before anything is typed
     for line in _typed("> "):
         try:
-            reply = request(line, *server)
+            reply = _ask(_connection(args), line, args.check)
         except (OSError, ValueError) as error:
+            if args.check and isinstance(error, _WrongReplyError):
+                raise
             _complain(args, error)
             continue
-        _show(line, reply, args.check)
+        _show(reply)
 
 
-def _say(args: argparse.Namespace) -> None:
-    for text in args.message:
-        _show(text, request(text, args.host, args.port, args.timeout), args.check)
-
-
-def _show(text: str, reply: str, check: bool) -> None:
+def _show(reply: str) -> None:
     with _writing():
         print(reply, flush=True)
-    if check:
-        _check(_encode(text), _encode(reply))
+
+
+@contextlib.contextmanager
+def _progress(owed: _Owed) -> Iterator[None]:
+    """Show each second how much has come back, and how fast, where that disturbs nobody."""
+    done, width = threading.Event(), 40
+
+    def show() -> None:
+        before, text = 0, ""
+        with contextlib.suppress(OSError):
+            while not done.wait(1):
+                came = owed.came
+                text = f"{came / 1e6:,.1f} MB, {(came - before) / 1e6:,.1f} MB/s"
+                print(f"\r{text:{width}}", end="", file=sys.stderr, flush=True)
+                before = came
+            print(f"\r{'':{width}}\r" if text else "", end="", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=show)
+    if sys.stderr.isatty() and not sys.stdout.isatty() and not sys.stdin.isatty():
+        thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        if thread.ident:
+            thread.join()
 
 
 def _typed(prompt: str) -> Iterator[str]:
@@ -1471,49 +1641,110 @@ def _typed(prompt: str) -> Iterator[str]:
             yield line
 
 
-def _run_ping(args: argparse.Namespace) -> int:
-    import statistics
+# ------------------------------------------------------------------------------------------ ping
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # to sum up as after Ctrl-C
-    address = _address((args.host, args.port))
-    failed, due_at = 0, time.monotonic()
-    good: list[tuple[float, float]] = []  # milliseconds to connect, and to the reply
-    with _writing():
+def _run_ping(args: argparse.Namespace) -> int:
+    if args.target:
+        args.host, args.port = args.target[0], args.target[1] or args.port
+    due_at = time.monotonic()
+    with _writing(), _handling(signal.default_int_handler, signal.SIGTERM), _Probes(args) as probes:
         with contextlib.suppress(KeyboardInterrupt):
-            for number in itertools.islice(itertools.count(1), args.count):
+            while not probes.waiting and probes.sent() != args.count:
                 time.sleep(max(0, due_at - time.monotonic()))
                 due_at = time.monotonic() + args.interval
-                try:
-                    connect, reply = _probe(args)
-                except OSError as error:
-                    failed += 1
-                    outcome = f"failed: {_reason(error)}"
-                else:
-                    good.append((connect, reply))
-                    outcome = f"{args.size} bytes reversed, {connect=:.2f} ms {reply=:.2f} ms"
-                print(f"{address}: seq={number} {outcome}", flush=True)
-        print(f"\n--- {address} ---")
-        print(f"{len(good) + failed} sent, {len(good)} reversed, {failed} failed")
-        for name, times in zip(("connect", "reply"), zip(*good)):
-            figures = "/".join(f"{f(times):.2f}" for f in (min, statistics.median, max))
-            print(f"{name} min/median/max = {figures} ms")
+                probes.send()
+        probes.sum_up()
+    return 0 if probes.good() and not probes.failed else 1
+
+
+class _Probes:
+    """The lines that a ping sends, and what came of them."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.connection = args, _connection(args)
+        self.target = _address((args.host, args.port))
+        self.failed = self.waiting = self.sent_again = 0
+        self.times: dict[str, list[float]] = {}  # milliseconds of each step, where all went well
+
+    def __enter__(self) -> _Probes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.connection.close()
+
+    def good(self) -> int:
+        return len(self.times.get("reply", ()))
+
+    def sent(self) -> int:
+        return self.good() + self.failed + self.waiting
+
+    def send(self) -> None:
+        """Send a line, and print what comes of it."""
+        args, connection = self.args, self.connection
+        owed, started = _Compared(_random_line(args.size)), time.perf_counter()
+        sent_again = 0 if connection.missing else _sent_again(connection.socket)
+        try:
+            if connection.missing:
+                connection.open()
+            asked = time.perf_counter()
+            _exchange(connection, owed, len)
+            connection.times["reply"] = time.perf_counter() - asked
+        except (OSError, KeyboardInterrupt) as error:
+            after = f"after {(time.perf_counter() - started) * 1000:.2f} ms"
+            if isinstance(error, OSError):
+                self.failed += 1
+                outcome = f"failed {after}: {_reason(error)}"
+            else:
+                self.waiting += 1
+                outcome = f"waiting {after}: {connection.missing or _no_reply(connection, owed)}"
+        else:
+            for name, seconds in connection.times.items():
+                self.times.setdefault(name, []).append(seconds * 1000)
+            times = (f"{name}={self.times[name][-1]:.2f} ms" for name in connection.times)
+            outcome = f"{args.size} bytes reversed, {' '.join(times)}"
+        again = 0 if connection.missing else _sent_again(connection.socket) - sent_again
+        self.sent_again += again
+        if again:
+            outcome += f", segments sent again: {again}"
+        if (failed := "; ".join(connection.failed)) not in outcome:
+            outcome += f", after {failed}"
+        if not args.quiet:
+            address = self.target if connection.missing else connection.address
+            print(f"{address}: seq={self.sent()} {outcome}", flush=True)
+        if args.keep and "reply" in connection.times:
+            connection.times.clear()
+            connection.failed.clear()
+        else:
+            connection.close()
+            self.connection = _connection(args)
+
+    def sum_up(self) -> None:
+        share = f"({100 * self.failed / max(self.sent(), 1):.3g}%)"
+        text = f"{self.sent()} sent, {self.good()} reversed, {self.failed} failed {share}"
+        text += f", {self.waiting} waiting" if self.waiting else ""
+        text += f", segments sent again: {self.sent_again}" if self.sent_again else ""
+        print(f"\n--- {self.target} ---\n{text}")
+        for name, times in self.times.items():
+            times.sort()
+            least, most = times[0], times[-1]
+            median, high = (times[(len(times) * share - 1) // 100] for share in (50, 95))
+            figures = "/".join(f"{figure:.2f}" for figure in (least, median, high, most))
+            print(f"{name} min/median/95%/max = {figures} ms")
         sys.stdout.flush()
-    return 0 if good and not failed else 1
 
 
-def _probe(args: argparse.Namespace) -> tuple[float, float]:
-    """Send a random line; return the milliseconds to connect and those to the reply."""
+def _random_line(size: int) -> bytes:
+    """Return a line of ASCII and of all bytes that are no part of any UTF-8, so each a character.
+
+    A path that is not clean for eight bits does not bring them back.
+    """
+    others = bytes([0xC0, 0xC1, *range(0xF5, 0x100)])
+    table = 2 * (bytes({*range(128)} - {*b"\r\n"}) + others)
     line = b""
     while line == line[::-1]:  # else an echo would pass
-        line = base64.urlsafe_b64encode(os.urandom(args.size))[: args.size]
-    line += b"\n"
-    started = time.perf_counter()
-    with _Connection(args.host, args.port, args.timeout) as connection:
-        connected = time.perf_counter()
-        reply = connection.ask(line)
-        replied = time.perf_counter()
-    _check(line, reply)
-    return (connected - started) * 1000, (replied - connected) * 1000
+        line = others[: size // 2]
+        line += os.urandom(size - len(line)).translate(table[:256])
+    return line + b"\n"
 
 
 # Appendix: grapheme clusters for Python before 3.15.  When none of those is in use, delete it.

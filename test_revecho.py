@@ -495,8 +495,9 @@ def tls_contexts():
     server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     with tempfile.TemporaryDirectory() as folder:
         file = f"{folder}/server.pem"
-        command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
-        command += f" -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1 -out {file} -keyout {file}"
+        command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
+        command += " -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+        command += f" -out {file} -keyout {file}"
         subprocess.run(command.split(), check=True, capture_output=True, timeout=LIMIT)
         server_side.load_cert_chain(file)
         client_side = ssl.create_default_context(cafile=file)
@@ -2140,6 +2141,14 @@ def flip(data):
     return bytes([data[0] ^ 1]) + data[1:]
 
 
+def drip(connection):
+    """For other_server(): a reply that never ends, and of which too little comes at a time."""
+    connection.recv(65536)
+    while True:
+        connection.sendall(b"\r")
+        time.sleep(0.001)
+
+
 def bad_paths(server):
     """What to give to other_server(), a timeout in seconds, and how the client calls the path."""
     left = "bytes left unanswered: "
@@ -2147,8 +2156,11 @@ def bad_paths(server):
         (mirror, LIMIT, r"an echo at byte \d+"),
         (relay(server, there=flip), LIMIT, r"not the reverse at byte \d+"),
         (relay(server, back=flip), LIMIT, "not the reverse at byte 1"),
+        (relay(server, back=lambda it: it + b"x"), LIMIT, r"reverse at byte \d+: '.*' came, '.*'"),
         (answer_with(b"00000\n"), LIMIT, r"not the reverse at byte \d+: '00000\\n' came"),
-        (answer_with(b"00000"), LIMIT, f"the connection ended; {left}.* '00000' came"),
+        (answer_with(b"00000"), LIMIT, r"not the reverse at byte \d+: '00000' came"),
+        (answer_with(b"\r", stay=True), LIMIT, r"not the reverse at byte 1: '\\r' came"),
+        (drip, LIMIT, r"not the reverse at byte 1: '(\\r)+' came"),
         (relay(server, back=lambda reply: reply[:-2]), LIMIT, f"the connection ended; {left}2"),
         (never_answer, 0.05, r"no reply within 0\.05 s"),
         (end, LIMIT, f"the connection (ended|was reset); {left}"),
@@ -2156,6 +2168,8 @@ def bad_paths(server):
         (lambda it: it.sendall(b"SSH-2.0-x\r\n") or True, LIMIT, r"not the .*'SSH-2\.0-x\\r\\n"),
         (answer_with(b"HTTP/1.1 400 Bad Request\r\nServer: x\r\n\r\n"), LIMIT, "'HTTP/1.1 400 B"),
         (answer_with(b"error: too late\n"), LIMIT, f"error: too late; {left}"),
+        (answer_with(b"error: too late"), LIMIT, f"the connection ended; {left}.* 'error: too l"),
+        (answer_with(b"errare"), LIMIT, "not the reverse at byte 1: 'errare' came"),
     )
 
 
@@ -2171,15 +2185,20 @@ class ClientCase(Case):
         )
 
     def crowded_listener(self):
-        """Start a listener that has no room for one more to wait; return its address."""
+        """Start a listener that has no room for one more to wait."""
         if not LINUX:
             self.skipTest("elsewhere the listen queue has other limits")
         listener = self.stack(socket.create_server(("127.0.0.1", 0), backlog=0))
-        for _ in range(3):
-            waiting = self.stack(socket.socket())
+        self.crowd_before = [self.stack(socket.socket()) for _ in "123"]
+        for waiting in self.crowd_before:
             waiting.setblocking(False)
             waiting.connect_ex(listener.getsockname())
-        return listener.getsockname()
+        return listener
+
+    def unanswered(self, listener):
+        """How many who try to connect to it have no answer."""
+        table = pathlib.Path("/proc/net/tcp").read_text()
+        return table.count(f":{listener.getsockname()[1]:04X} 02 ")  # SYN_SENT
 
     def pipe(self):
         """Return a source that is a pipe, and the file that feeds it."""
@@ -2192,20 +2211,24 @@ class ClientTest(ClientCase):
 
     def test_bad_replies(self):
         left = "the connection ended; bytes left unanswered:"
+        early = "the connection ended; lines answered: %d, bytes answered: %d$"
+        wrong, error = "not the reverse at byte %d, line %d: '%s' came, '.*' sh", "error: %s; %s$"
+        none, six = "lines answered: 0, bytes answered: 0", "bytes left unanswered: 6"
         for reply, to_request, to_stream in (
-            (b"", f"{left} 6$", f"{left} 6$"),
-            (b"oll", f"{left} 3, only 'oll' came$", f"{left} 3, only 'oll' came$"),
-            (b"ollehh", f"{left} 1, only 'ollehh' came$", f"{left} 1, only 'ollehh' came$"),
-            (b"a\nb\n", r"more than one line came: 'a\\nb\\n'$", f"{left} 2$"),
-            (b"olleh\nx", "more than one line .*x'$", "more came than the reply: 'x'$"),
-            (b"olleh\nerr", "more than one line .*err'$", "more came than the reply: 'err'$"),
-            (b"a\nb\nc\nd\n", r"more than one line came: 'a\\nb", r"came than the reply: 'd\\n'$"),
-            (b"x" * 40, "only 'x{40}' came$", "more came than the reply: 'x{40}'$"),
-            (b"x" * 41, r"only 'x{40}'\.\.\. came$", r"more came than the .*: 'x{40}'\.\.\.$"),
-            (b"x" * 70_000_000, r"a reply without end: 'x{40}'\.\.\.$", "more came than the reply"),
-            (b"error: no\n", "error: no; bytes left unanswered: 6$", "error: no; .*: 6$"),
-            (b"error: " + b"x" * 300 + b"\n", "error: x{193}; bytes left", "error: x{193}; bytes"),
-            (b"error: without", "only 'error: without' came$", "only 'error: without' came$"),
+            (b"", f"{left} 6$", early % (0, 0)),
+            (b"oll", f"{left} 3, only 'oll' came$", early % (0, 3)),
+            (b"ollehh", f"{left} 1, only 'ollehh' came$", early % (0, 6)),
+            (b"a\nb\n", r"more than one line came: 'a\\nb\\n'$", early % (2, 4)),
+            (b"olleh\nx", "more than one line .*x'$", wrong % (7, 2, "x")),
+            (b"olleh\nerr", "more than one line .*err'$", early % (1, 9)),
+            (b"olleh\nerror", "more than one line .*error'$", early % (1, 11)),
+            (b"a\nb\nc\nd\n", r"more than one line came: 'a\\nb", wrong % (7, 4, r"d\\n")),
+            (b"x" * 40, "only 'x{40}' came$", wrong % (7, 1, "x{40}")),
+            (b"x" * 61, r"only 'x{60}'\.\.\. came$", r"7, line 1: 'x{60}'\.\.\. came, 'x{6}' sho"),
+            (b"x" * 70_000_000, r"reverse at byte 67108865: 'x{60}'\.\.\. came, ", "at byte 7, "),
+            (b"error: no\n", error % ("no", six), error % ("no", none)),
+            (b"error: " + b"x" * 300 + b"\n", error % ("x{193}", six), error % ("x{193}", none)),
+            (b"error: without", "only 'error: without' came$", early % (0, 14)),
         ):
             address = self.other_server(answer_with(reply))
             for hello, message in zip(self.hello(), (to_request, to_stream)):
@@ -2213,24 +2236,44 @@ class ClientTest(ClientCase):
                     hello(address)
 
     def test_timeouts_say_which_step(self):
+        """And how much was answered, and acknowledged; the limit is for a whole reply."""
+
         def time_out(hello, address, timeout, message):
             start = time.monotonic()
             with self.assertRaisesRegex(TimeoutError, message):
                 hello(address, timeout=timeout)
             self.assertGreaterEqual(time.monotonic() - start, timeout)
 
-        cases = (
-            (self.other_server(never_answer), 0.1, r"^no reply within 0\.1 s$"),
-            (self.other_server(answer_with(b"oll", stay=True)), 0.5, "^no end .* reply 'oll' "),
-            (self.crowded_listener(), 0.1, r"^not connected within 0\.1 s$"),
-        )
-        at_once(time_out, [(hello, *case) for hello in self.hello() for case in cases])
+        silent, full = self.other_server(never_answer), self.crowded_listener().getsockname()
+        partial = self.other_server(answer_with(b"oll", stay=True))
+        one, rest = "; all 6 bytes acknowledged", "; all the unanswered bytes acknowledged"
+        left, count = "; bytes left unanswered: 3, only ", "; lines answered: 0, bytes answered: "
+        for_request, for_stream = self.hello()
+        at_once(time_out, (
+            (for_request, silent, 0.1, rf"^no reply within 0\.1 s{one}$"),
+            (for_stream, silent, 0.1, rf"^no reply within 0\.1 s{rest}{count}0$"),
+            (for_request, partial, 0.5, rf"^no end of the reply within 0\.5 s{one}{left}"),
+            (for_stream, partial, 0.5, rf"^no end of the reply within 0\.5 s{rest}{count}3$"),
+            (for_request, self.other_server(drip), 0.1, "^no end of the reply within "),
+            (for_request, full, 0.1, r"^not connected: no answer within 0\.1 s$"),
+            (for_stream, full, 0.1, r"^not connected: no answer within 0\.1 s$"),
+        ))
+
+    @needs_linux
+    def test_acknowledged_or_not(self):
+        """By a peer with small buffers that does not read: some of much, of a little all."""
+        for length, share in ((1000, "all 1001 bytes"), (50_000_000, "some of 50000001 bytes")):
+            with self.assertRaisesRegex(TimeoutError, f"^no reply within .* s; {share} acknowl"):
+                self.request("x" * length, self.other_server(lambda _: True), timeout=0.3)
 
     def test_reset(self):
         """While a part is still to be sent."""
         address = self.other_server(reset_at_once)
-        for send, data in ((self.request, "x" * 50_000_000), (self.stream, b"hi\n" * 2_000_000)):
-            message = "^the connection was reset; bytes left "
+        for send, data, how_far in (
+            (self.request, "x" * 50_000_000, "bytes left unanswered: 50000001"),
+            (self.stream, b"hi\n" * 2_000_000, "lines answered: 0, bytes answered: 0"),
+        ):
+            message = f"^the connection was reset; {how_far}$"
             with self.assertRaisesRegex(revecho.ReplyError, message):
                 send(data, address)
 
@@ -2378,9 +2421,8 @@ class StreamTest(ClientCase):
         for before, length, ending in itertools.product(
             (b"hello\nyou\n", b"\n\n"), (11, 31, 32, 33, 100_000), (b"", b"\n")
         ):
-            # Of a long line a part may not have been sent when it comes.
-            left = length + len(ending) if length < 100 else r"\d+"
-            message = f"^error: line longer than 10 bytes; .*: {left}$"
+            message = "^error: line longer than 10 bytes; lines answered: 2, bytes answered: "
+            message += f"{len(before)}$"
             with self.assertRaisesRegex(revecho.ReplyError, message):
                 self.stream(before + b"x" * length + ending, server)
 
@@ -2399,7 +2441,8 @@ class StreamTest(ClientCase):
         for source in (pausing, io.BytesIO(b"hello\nyo")):
             gate = self.gate()
             sink = mock.Mock(write=lambda _, gate=gate: gate.open())
-            with self.assertRaisesRegex(revecho.ReplyError, "^error: no; bytes .* unanswered: 2$"):
+            message = "^error: no; lines answered: 1, bytes answered: 6$"
+            with self.assertRaisesRegex(revecho.ReplyError, message):
                 revecho.stream(source, sink, *self.other_server(serve))
 
     def test_server_that_ends_with_the_source(self):
@@ -2422,11 +2465,12 @@ class StreamTest(ClientCase):
 
     def test_server_that_ends_while_the_source_pauses(self):
         source, _ = self.pipe()
-        for serve, message in (
+        for serve, what in (
             (end, "the connection ended before the input did"),
-            (lambda it: it.sendall(b"error: busy\n"), "error: busy; bytes left unanswered: 0"),
+            (lambda it: it.sendall(b"error: busy\n"), "error: busy"),
         ):
-            with self.assertRaisesRegex(revecho.ReplyError, f"^{message}$"):
+            message = f"^{what}; lines answered: 0, bytes answered: 0$"
+            with self.assertRaisesRegex(revecho.ReplyError, message):
                 self.stream(source, self.other_server(serve))
 
     def test_server_that_does_not_read_or_does_not_write(self):
@@ -2439,7 +2483,8 @@ class StreamTest(ClientCase):
         received = []
         for line, serve in ((b"xxxxxx", lambda _: True), (b"hello\n", only_read)):
             source = SimpleNamespace(read=lambda size, line=line: line * (size // 6))
-            with self.assertRaisesRegex(TimeoutError, r"^no reply within 0\.2 s$"):
+            message = r"^no reply within 0\.2 s(; (all|some of) the .*)?; lines answered: 0, "
+            with self.assertRaisesRegex(TimeoutError, message):
                 self.stream(source, self.other_server(serve), timeout=0.2)
         self.assertLess(sum(received), 80_000_000)
 
@@ -2480,33 +2525,40 @@ class CommandLineTest(Case):
     def test_version_and_help(self):
         self.assertEqual(self.main("--version"), (0, f"revecho {revecho.__version__}\n", ""))
         options = "--host --port --max-connections --max-line --idle-timeout --grace --reuse-port"
+        of_ping = "--host --port -4 -6 -W --timeout -c --count -i --interval -s --size -q --keep"
         for command, words in (
             ("server", f"{options} 127.0.0.1 2002 1000 65536 60 5 --quiet --verbose"),
-            ("client", "--host --port --timeout --check --ask 127.0.0.1 2002 10"),
-            ("ping", "--host --port --timeout --count --interval --size 127.0.0.1 2002 10 1 64"),
+            ("client", "--host --port -4 -6 -W --timeout --check --ask 127.0.0.1 2002 10"),
+            ("ping", f"{of_ping} 127.0.0.1 2002 10 1 64"),
         ):
             status, out, err = self.main(f"{command} --help")
             self.assertEqual((status, err), (0, ""))
             for word in words.split():
                 default = rf"\(default:\s+{re.escape(word)}\)"
-                self.assertRegex(out, word if word.startswith("--") else default)
+                self.assertRegex(out, rf" {word}\b" if word.startswith("-") else default)
 
     def test_wrong_usage(self):
         """In the words of argparse, with what may be given."""
         for command, values, why in (
             ("client --ask", "", "--ask needs a MESSAGE"),
             (r"client 'a\nb'", "", r"argument MESSAGE: 'a\\nb': a line ending within the text"),
+            ("client 'a\r'", "", r"argument MESSAGE: 'a\\r': .* CR at the end .*"),
             ("client --no-such-option", "", "unrecognized arguments: --no-such-option"),
-            ("ping a", "", "unrecognized arguments: a"),
+            ("ping a b", "", "unrecognized arguments: b"),
+            ("ping -4 -6", "", "argument -6: not allowed with argument -4"),
+            ("ping localhost:0", "", ".* '0' is not a whole number from 1 to 65535"),
+            ("ping [::1]:x", "", ".* 'x' is not a whole number from 1 to 65535"),
             ("server -q -v", "", ".* not allowed with argument -q/--quiet"),
             ("", "", "the following arguments are required: COMMAND"),
+            *((f"{command} --host h:2002", "", "argument --host: 'h:2002' .* --port .*")
+              for command in ("server", "client", "ping")),
             ("client --port", "65536 0 x", "whole number from 1 to 65535"),
-            ("client --timeout", "0 nan inf x", "number from 0.001 to 1000000"),
+            ("client -W/--timeout", "0 nan inf x", "number from 0.001 to 1000000"),
             ("ping --port", "0", "whole number from 1 to 65535"),
-            ("ping --count", "0 1.5", "whole number from 1 to 1000000000"),
-            ("ping --size", "1", "whole number from 2 to 1073741824"),
-            ("ping --interval", "-1", "number from 0 to 1000000"),
-            ("ping --timeout", "1000001", "number from 0.001 to 1000000"),
+            ("ping -c/--count", "0 1.5", "whole number from 1 to 1000000000"),
+            ("ping -s/--size", "1", "whole number from 2 to 1073741824"),
+            ("ping -i/--interval", "-1", "number from 0 to 1000000"),
+            ("ping -W/--timeout", "1000001", "number from 0.001 to 1000000"),
             ("server --port", "65536 -1", "whole number from 0 to 65535"),
             ("server --max-connections", "0", "whole number from 1 to 1000000"),
             ("server --max-line", "0 99999999999", "whole number from 1 to 1073741824"),
@@ -2514,12 +2566,34 @@ class CommandLineTest(Case):
             ("server --grace", "nan inf", "number from 0 to 1000000"),
         ):
             for value in values.split() or [""]:
-                option = command.partition(" ")[2]
+                name, _, option = command.partition(" ")
                 number = f"argument {option}: '{value}' is not a {why}" if value else why
-                with self.subTest(f"{command} {value}"):
-                    status, out, err = self.main(f"{command} {value}".replace(r"\n", "\n"))
+                line = f"{name} {option.rpartition('/')[2]}={value}" if value else command
+                with self.subTest(line):
+                    status, out, err = self.main(line.replace(r"\n", "\n"))
                     self.assertEqual((status, out), (2, ""))
-                    self.assertRegex(err, f"error: {number}\n\\Z")
+                    self.assertRegex(err, rf"\Ausage: revecho {name}(.*\n)*.*error: {number}\n\Z")
+
+    def test_signal_handlers_are_given_back(self):
+        """Those of a program that calls main(), on its main thread; on another none are set."""
+
+        def status_of(line, on_thread):
+            statuses = queue.SimpleQueue()
+            if not on_thread:
+                return self.main(line)[0]
+            self.join(self.on_thread(lambda: statuses.put(self.main(line)[0])))
+            return statuses.get()
+
+        server = self.serve()
+        ours = {signal.SIGINT: lambda *_: None, signal.SIGTERM: signal.SIG_IGN}
+        for number, handler in ours.items():
+            self.addCleanup(signal.signal, number, signal.signal(number, handler))
+        for line, on_thread in itertools.product(
+            (f"ping {to(server)} -c 1", f"server {to(server)}"), (False, True)
+        ):
+            self.assertEqual(status_of(line, on_thread), int(line.startswith("server")))
+            for number, handler in ours.items():
+                self.assertIs(signal.getsignal(number), handler)
 
     def test_standard_output_closed_by_its_reader_or_full(self):
         """The first ends a client quietly; but a server has to say where it listens."""
@@ -2527,7 +2601,7 @@ class CommandLineTest(Case):
         reading, writing = os.pipe()
         os.close(reading)
         broken = self.stack(open(writing, "wb"))  # noqa: SIM115
-        clients = f"client {port}", f"client {port} a b c", f"ping {port}"
+        clients = f"client {port}", f"client {port} a b c", f"ping {port}", f"ping {port} -qc1"
         self.assert_all(*((line, None, 0, "", lines) for line in clients), stdout=broken)
         server = self.start_server("--quiet", stdout=broken, stderr=subprocess.PIPE)
         self.assert_ends(server, None, 1, COMPLAINT + "standard output: Broken pipe\n")
@@ -2729,27 +2803,50 @@ class ClientCommandTest(Case):
             client = self.start(f"client {to(self.serve())}", stdin=stdin)
             self.assert_ends(client, b"", 1, COMPLAINT + "the source has no input now\n")
 
+    def test_progress(self):
+        """Shown after a second at a terminal, if the replies go elsewhere, and wiped at the end."""
+
+        def answer_and_wait(connection):
+            connection.sendall(revecho.reverse_lines(receive(connection, 6)))
+            gate.wait()
+
+        gate, ends = self.gate(), "the connection ended before .*: 3, bytes answered: 6\n"
+        streams = {"kind": AtTerminal, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        client = self.start(f"client {to(self.other_server(answer_and_wait))}", **streams)
+        client.stdin.write(b"1\n2\n3\n")
+        client.expect(b"\r0.0 MB, 0.0 MB/s")
+        gate.open()
+        client.expect(b"\r" + b" " * 40 + b"\rrevecho: ")
+        self.assertRegex(client.rest()[0].decode(), ends)
+        quick = self.start(f"client {to(self.serve())}", **streams)
+        quick.stdin.close()
+        self.assertEqual(quick.rest(), (b"", 0))
+
     def test_failures(self):
-        hosts = {"127.0.0.1": r"127\.0\.0\.1", "::1": r"\[::1\]"}
-        hosts |= {host: re.escape(host) for host in ("no.such.host.invalid", "x" * 64)}
+        names = "no.such.host.invalid", "x" * 64, "127.0.0.1 -6"
+        hosts = {name: (re.escape(name.partition(" ")[0]), "resolved") for name in names}
+        hosts |= {"127.0.0.1": (r"127\.0\.0\.1", "connected"), "::1": (r"\[::1\]", "connected")}
         port, refusing = free_port(), answer_with(b"error: no\n")
-        refused = COMPLAINT + "error: no; bytes left unanswered: 6\n"
         rows = [
             (f"client --host {host} --port {port} {message}", b"", 1,
-             f"revecho: {shown}:{port}: not connected: .+\n")
-            for host, shown in hosts.items()
+             f"revecho: {shown}:{port}: not {step}: .+\n")
+            for host, (shown, step) in hosts.items()
             for message in ("hello", "")
         ]
-        for message, out in (("hello", b""), ("", b"error: no\n")):
+        for message, out, left in (
+            ("hello", b"", "bytes left unanswered: 6"),
+            ("", b"error: no\n", "lines answered: 0, bytes answered: 0"),
+        ):
             client = f"client {to(self.other_server(refusing))} {message}"
-            rows.append((client, out, 1, refused, b"hello\n"))
+            rows.append((client, out, 1, f"{COMPLAINT}error: no; {left}\n", b"hello\n"))
         self.assert_all(*rows)
 
     def test_server_that_ends_while_standard_input_pauses(self):
         """The program ends though its input is silent."""
         client = self.start(f"client {to(self.other_server(end))}")
         self.assertEqual(client.wait(LIMIT), 1)
-        self.assert_ends(client, b"", 1, COMPLAINT + "the connection ended before the input did\n")
+        why = "the connection ended before the input did; lines answered: 0, bytes answered: 0\n"
+        self.assert_ends(client, b"", 1, COMPLAINT + why)
 
     def test_interrupt(self):
         for message in ("hello", ""):
@@ -2800,11 +2897,10 @@ class CheckTest(Case):
             (lines, wrong(2, lambda _: b"line 2\n"), "an echo at byte 8, line 2: 'line 2.*"),
             (lines, wrong(2, lambda _: b"2 eni\nl"), "not the reverse at byte 13, line 2: .*"),
             (lines, wrong(2, lambda _: b""), "not the reverse at byte 8, line 2: '3 enil.*"),
-            (lines, wrong(9, lambda _: b"error: no\n"), "error: no; bytes left unanswered: 7"),
+            (lines, wrong(9, lambda _: b"error: no\n"), "error: no; .*: 8, bytes answered: 56"),
             (lines, relay(server, there=flip), "not the reverse at byte 6, line 1: .*"),
             (lines, mirror, "an echo at byte 1, line 1: 'line 1.*"),
-            (lines, answer_with(b"0" * 1000), "more came than the reply: '00000.*"),
-            (lines, answer_with(b"0" * 10), "the connection ended; .*: 53, only '0{10}' came"),
+            (lines, answer_with(b"0" * 10), "not the reverse at byte 1, line 1: '0{10}' came, .*"),
             (digits, answer_with(b"fedcba987654-210\n"), f"not .* byte 13, line 1: {shown}"),
             (b"hello", once_ended(b"hello"), f"an echo at byte 1, line 1: 'hello' {olleh}"),
             (b"hello", once_ended(b"olleh\n"), rf"not .* byte 6, line 1: 'olleh\\n' {olleh}"),
@@ -2835,52 +2931,129 @@ class CheckTest(Case):
         client = self.start(f"client --check {to(self.other_server(mirror))}")
         client.stdin.write(b"hel")
         self.assertEqual(client.wait(LIMIT), 1)
-        self.assert_ends(client, b"hel", 1, COMPLAINT + "more came than the reply: 'hel'\n")
+        why = "not the reverse at byte 1, line 1: 'hel' came, '' should have come\n"
+        self.assert_ends(client, b"hel", 1, COMPLAINT + why)
 
 
 class PingTest(ClientCase):
-    def setUp(self):
-        super().setUp()
-        self.addCleanup(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-
     def ping(self, server, options="--count 1"):
         return self.main(f"ping {to(server)} --interval 0 {options}")
 
+    def probe(self, path, options=""):
+        """Ping a bad path, an address or what other_server() does; return what the line says."""
+        address = path if isinstance(path, tuple) else self.other_server(path)
+        status, out, err = self.ping(address, f"--count 1 {options}")
+        self.assertEqual((status, err), (1, ""))
+        shown = re.fullmatch(r"127\.0\.0\.1:\d+: seq=1 (.*)\n\n--- .* ---\n(.*)\n", out)
+        self.assertEqual(shown[2], "1 sent, 0 reversed, 1 failed (100%)")
+        return shown[1]
+
     def test_good_path(self):
         server = self.serve()
-        times = r"(\d+\.\d\d)/(\d+\.\d\d)/(\d+\.\d\d) ms\n"
-        for options, size in (("", 64), ("--size 2", 2), ("--size 65536", 65536)):
-            status, out, err = self.ping(server, f"--count 3 {options}")
+        times = r"(\d+\.\d\d)/(\d+\.\d\d)/(\d+\.\d\d)/(\d+\.\d\d) ms\n"
+        for options, size in (("", 64), ("--size 2", 2), ("-s 65536", 65536), ("-W 9 -4", 64)):
+            status, out, err = self.ping(server, f"-c 3 {options}")
             self.assertEqual((status, err), (0, ""))
             probes = "".join(
                 rf"127\.0\.0\.1:\d+: seq={number} {size} bytes reversed, "
                 r"connect=(\d+\.\d\d) ms reply=(\d+\.\d\d) ms\n"
                 for number in (1, 2, 3)
             )
+            names = "min/median/95%/max"
             shown = re.fullmatch(
-                rf"{probes}\n--- 127\.0\.0\.1:\d+ ---\n3 sent, 3 reversed, 0 failed\n"
-                rf"connect min/median/max = {times}reply min/median/max = {times}",
+                rf"{probes}\n--- 127\.0\.0\.1:\d+ ---\n3 sent, 3 reversed, 0 failed \(0%\)\n"
+                rf"connect {names} = {times}reply {names} = {times}",
                 out,
             )
             figures = [float(figure) for figure in shown.groups()]
-            connects, replies, summary = figures[:6:2], figures[1:6:2], figures[6:]
-            self.assertEqual(summary, sorted(connects) + sorted(replies))
+            connects, replies, summary = sorted(figures[:6:2]), sorted(figures[1:6:2]), figures[6:]
+            self.assertEqual(summary, [*connects, connects[2], *replies, replies[2]])
+
+    def test_summary_alone(self):
+        status, out, err = self.ping(self.serve(), "-c 40 -q")
+        self.assertEqual((status, err), (0, ""))
+        counts = r"40 sent, 40 reversed, 0 failed \(0%\)"
+        self.assertRegex(out, rf"\A\n--- .*\n{counts}\nconnect.*\nreply.*\n\Z")
+
+    def test_percentile(self):
+        """Of 20 replies of which one takes long, nineteen times out of twenty: not that one."""
+        slow = iter([0.3] + [0] * 19)
+
+        def respond(_, lines):
+            time.sleep(next(slow))
+            return revecho.reverse_lines(lines)
+
+        _, out, _ = self.ping(self.serve(respond=respond), "-q -c 20")
+        *_, high, most = map(float, re.search("reply .* = (.*) ms", out)[1].split("/"))
+        self.assertGreaterEqual(most, 300)
+        self.assertLess(high, 300)
+
+    def test_target(self):
+        """As the server prints it, and with options beside it."""
+        server = self.serve()
+        host, port = at(server)
+        for target in (f"{host}:{port}", f"{host} {to(server)}", f"[{host}]:{port} --port 1"):
+            status, out, _ = self.main(f"ping -c 1 {target}")
+            self.assertEqual(status, 0)
+            self.assertIn(f"--- {host}:{port} ---\n", out)
+        if has_ipv6():
+            server = self.serve(("::1", 0))
+            for target in (f"[::1]:{at(server)[1]}", f"::1 {to(server)}", f"[::1] {to(server)}"):
+                status, out, _ = self.main(f"ping -c 1 {target}")
+                self.assertEqual(status, 0)
+                self.assertIn(f"--- [::1]:{at(server)[1]} ---\n", out)
+
+    def test_addresses_of_a_name(self):
+        """Each has its share of the time; those that failed, and the time of the look-up, show."""
+
+        def found(*_):
+            return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", it) for it in addresses]
+
+        addresses = []
+        good, refusing = at(self.serve()), ("127.0.0.2", free_port())
+        full = self.crowded_listener().getsockname()
+        shown = {address: f"{address[0]}:{address[1]}" for address in (good, refusing, full)}
+        refused = f"{shown[refusing]}: Connection refused"
+        unanswered = f"{shown[full]}: no answer within 0.2 s"
+        self.stack(mock.patch.object(socket, "getaddrinfo", found))
+        for tried, line, status in (
+            ([refusing, good], f"{shown[good]}: seq=1 64 .* reply=.* ms, after {refused}\n", 0),
+            ([full, refusing, good],
+             f"{shown[good]}: seq=1 64 .* ms, after {unanswered}; {refused}\n", 0),
+            ([full, refusing], f"a:5: seq=1 failed .* not connected: {unanswered}; {refused}\n", 1),
+        ):
+            addresses[:] = tried
+            result, out, _ = self.main(f"ping -c 1 --timeout {0.2 * len(tried)} a:5")
+            self.assertEqual(result, status, out)
+            self.assertRegex(out, rf"\A{line}\n--- a:5 ---\n")
+        addresses[:] = [good]
+        _, out, _ = self.main("ping -c 1 a:5")
+        self.assertRegex(out, r"\A.*reversed, lookup=.* ms connect=.* ms reply=.* ms\n\n---.*\n.*\n"
+                              r"lookup min.*\nconnect min.*\nreply min.*\n\Z")
 
     def test_each_line_is_another(self):
+        """That is not its own reverse, and has bytes that are no part of any UTF-8."""
         lines = []
 
         def respond(_, line):
             lines.append(line)
             return revecho.reverse_lines(line)
 
+        server = self.serve(respond=respond)
         start = time.monotonic()
-        status, _, _ = self.ping(self.serve(respond=respond), "--count 50 --size 2")
+        self.assertEqual(self.ping(server, "--count 50 --size 2")[0], 0)
         self.assertLess(time.monotonic() - start, LIMIT)  # it does not pause
         for line in lines:
-            self.assertRegex(line, rb"\A[!-~]{2}\n\Z")
+            self.assertRegex(line, rb"\A[^\r\n]{2}\n\Z")
             self.assertNotEqual(line[0], line[1])
         self.assertGreater(len(set(lines)), 25)
-        self.assertEqual(status, 0)
+        lines.clear()
+        self.assertEqual(self.ping(server, "--count 9")[0], 0)
+        for line in lines:
+            self.assertEqual(revecho.reverse_lines(line), line[-2::-1] + b"\n")
+            self.assertLessEqual({0xC0, 0xC1, *range(0xF5, 0x100)}, {*line})
+            self.assertNotIn(13, line)
+        self.assertLess({*range(128)} - {10, 13} - {*b"".join(lines)}, {*range(128)})
 
     def test_slow_path(self):
         def slow(reply):
@@ -2896,66 +3069,162 @@ class PingTest(ClientCase):
         self.assertLess(connect + reply, took)
 
     def test_bad_paths(self):
+        """The rest of what bad_paths() has is not sent, or not waited for."""
         limited = relay(self.serve(max_line=63))
+        eaten = relay(self.serve(), there=lambda line: line.replace(b"\xff", b""))
+        header = b"PROXY TCP4 192.168.100.100 192.168.100.200 54321 2002\r\n".__add__
         for serve, timeout, message in (
             *bad_paths(self.serve()),
             (limited, LIMIT, "error: line longer than 63 bytes; bytes left unanswered: 65"),
-            (relay(self.serve(), back=lambda it: it + b"x"), LIMIT, "more than one line came: "),
-            (answer_with(b"00000", stay=True), 0.5, r"no end of the reply '00000' within 0\.5 s"),
+            (eaten, LIMIT, "not the reverse at byte "),
+            (relay(self.serve(), there=header), LIMIT, "not the reverse at byte .*4PCT YXORP"),
+            (lambda it: self.flood(it, b"\r" * 65536) or 1, LIMIT, r"byte 1: '(\\r){60}'"),
         ):
             with self.subTest(message):
-                address = self.other_server(serve)
-                status, out, err = self.ping(address, f"--count 1 --timeout {timeout}")
-                self.assertEqual((status, err), (1, ""))
-                self.assertRegex(
-                    out,
-                    rf"\A127\.0\.0\.1:\d+: seq=1 failed: .*{message}.*\n\n---.*\n"
-                    r"1 sent, 0 reversed, 1 failed\n\Z",
-                )
+                outcome = self.probe(serve, f"--timeout {timeout}")
+                self.assertRegex(outcome, rf"\Afailed after \d+\.\d\d ms: .*{message}")
+
+    def test_mirror_of_a_long_line(self):
+        """Of which a part has to do."""
+        outcome = self.probe(lambda it: it.sendall(it.recv(100)) or True, "--size 60000")
+        self.assertRegex(outcome, " ms: an echo at byte ")
+
+    def test_reply_of_which_a_part_comes(self):
+        """In time; and when the whole does not, though some comes all the time."""
+
+        def dripping(connection):
+            for byte in revecho.reverse_lines(connection.recv(65536)):
+                connection.sendall(bytes([byte]))
+                gate.wait(0.01)
+
+        part = relay(self.serve(), back=lambda reply: reply[:20])
+        part_of = r" ms: no end of the reply within 0\.3 s.*; bytes left .*: %s, only .* came"
+        gate = threading.Event()
+        for serve, left in ((lambda it: part(it) or True, "45"), (dripping, r"\d+")):
+            self.assertRegex(self.probe(serve, "--timeout 0.3"), part_of % left)
 
     def test_nobody_listens(self):
-        for host in ("", "--host no.such.host.invalid", "--host " + "x" * 64):
+        no_host = "no.such.host.invalid"
+        for host, step in (("", "connected"), (no_host, "resolved"), ("x" * 64, "resolved")):
             status, out, err = self.ping(("", free_port()), f"--count 2 {host}")
             self.assertEqual((status, err), (1, ""))
-            self.assertRegex(out, r"seq=2 failed: not connected: .*\n\n.*\n2 sent, 0 reversed")
+            self.assertRegex(out, rf"seq=2 failed after .* ms: not {step}: .*\n\n.*\n2 sent, 0 rev")
+
+    def test_lack_at_this_end(self):
+        """It is not told as if the path had failed."""
+        import resource
+
+        address, limits = at(self.serve()), resource.getrlimit(resource.RLIMIT_NOFILE)
+        with open(os.devnull) as lowest:
+            number = lowest.fileno()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (number, limits[1]))
+        try:
+            outcome = self.probe(address)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        self.assertIn("not connected: this end lacks something: Too many open files", outcome)
 
     def test_full_server(self):
         server = self.serve(max_connections=1)
+        acknowledged = "; all 65 bytes acknowledged" * LINUX
         with self.connect(server) as first:
             self.ask(first)
-            _, out, _ = self.ping(server, "--count 1 --timeout 0.05")
-            self.assertIn("seq=1 failed: no reply within 0.05 s\n", out)
+            outcome = self.probe(at(server), "--timeout 0.05")
+            self.assertRegex(outcome, rf" ms: no reply within 0\.05 s{acknowledged}\Z")
         self.assertEqual(self.ping(server)[0], 0)
-        _, out, _ = self.ping(self.crowded_listener(), "--count 1 --timeout 0.05")
-        self.assertIn("seq=1 failed: not connected within 0.05 s\n", out)
+        outcome = self.probe(self.crowded_listener().getsockname(), "--timeout 0.05")
+        self.assertRegex(outcome, r" ms: not connected: no answer within 0\.05 s\Z")
 
     def test_a_failure_does_not_end_it(self):
         good = relay(self.serve())
-        address = self.other_server(by_turns(good, mirror, good, good))
-        status, out, _ = self.ping(address, "--count 4")
+        address = self.other_server(by_turns(good, mirror, good))
+        status, out, _ = self.ping(address, "--count 3")
         self.assertEqual(status, 1)
         self.assertEqual(re.findall(r"seq=(\d) (\w+)", out)[1], ("2", "failed"))
-        self.assertIn("4 sent, 3 reversed, 1 failed\n", out)
+        self.assertIn("3 sent, 2 reversed, 1 failed (33.3%)\n", out)
+
+    def test_keep(self):
+        """One connection; when it ends a probe fails, and the next has another."""
+        server = self.serve()
+        status, out, _ = self.ping(server, "--count 3 --keep")
+        self.assertEqual(status, 0)
+        self.assertRegex(out, r"\A.*connect=.*ms reply=.* ms\n(.* reversed, reply=.* ms\n){2}\n"
+                              r"--- .*\n.*\nconnect min/.*\nreply min/.*\n\Z")
+        self.assertEqual(sum(" connected" in message for message in self.logged()), 1)
+
+        def twice(connection):
+            for _ in "12":
+                connection.sendall(revecho.reverse_lines(receive(connection, 65)))
+
+        _, out, _ = self.ping(self.other_server(twice), "--count 5 --keep")
+        self.assertRegex(out, r"\A.* connect=.*\n.* reversed, reply=.*\n.*seq=3 failed .*: the "
+                              r"connection .*; bytes left unanswered: 65\n.*connect=.*\n.*, reply")
 
     def test_signals(self):
-        """A probe that is under way does not count, and none is no success."""
-        good, one = [relay(self.serve())], "1 sent, 1 reversed, 0 failed\nconnect .*\nreply .*\n"
-        for number, before, shown, status in (
-            (signal.SIGINT, good, one, 0),
-            (signal.SIGTERM, good, one, 0),
-            (signal.SIGINT, [], "0 sent, 0 reversed, 0 failed\n", 1),
+        """A probe that is under way counts as sent, and how far it has come is told."""
+        good, one = [relay(self.serve())], "2 sent, 1 reversed, 0 failed (0%), 1 waiting"
+        acknowledged = "; all 65 bytes acknowledged" * LINUX
+        for number, before, options, shown, status in (
+            (signal.SIGINT, good, "", one, 0),
+            (signal.SIGTERM, good, "", one, 0),
+            (signal.SIGINT, [], "", "1 sent, 0 reversed, 0 failed (0%), 1 waiting", 1),
+            (signal.SIGINT, [], "-q", "1 sent, 0 reversed, 0 failed (0%), 1 waiting", 1),
         ):
             gate = self.gate()
-            paths = by_turns(*before, lambda it, gate=gate: it.recv(1) and gate.wait())
-            ping = self.start(f"ping {to(self.other_server(paths))} --interval 0.001")
+            paths = by_turns(*before, lambda it, gate=gate: receive(it, 65) and gate.wait())
+            ping = self.start(f"ping {to(self.other_server(paths))} --interval 0.001 {options}")
             if before:
                 self.assertRegex(ping.stdout.readline(), rb"seq=1 64 bytes reversed")  # at once
             gate.until_reached()
             ping.send_signal(number)
             out, err = ping.communicate(timeout=LIMIT)
-            self.assertRegex(out.decode(), rf"\A\n--- .*\n{shown}\Z")
+            waiting = rf"127.*: seq=\d waiting after .* ms: no reply{acknowledged}\n"
+            rest = rf"\n--- .*\n{re.escape(shown)}\n(.* ms\n)*"
+            self.assertRegex(out.decode(), rf"\A{'' if options else waiting}{rest}\Z")
             self.assertEqual((ping.returncode, err), (status, b""))
             gate.open()
+
+    def test_signal_while_connecting(self):
+        """Of two addresses, the second of which does not answer."""
+        full, refusing = self.crowded_listener(), ("127.0.0.1", free_port())
+        code = f"""if True:
+            import socket, sys
+            import revecho
+            tried = [{refusing!r}, {full.getsockname()!r}]
+            socket.getaddrinfo = lambda *_: [(2, 1, 0, "", address) for address in tried]
+            sys.exit(revecho.main())
+        """
+        before = self.unanswered(full)
+        ping = self.start("ping a:5", program=("-c", code))
+        until(lambda: self.unanswered(full) > before)
+        ping.send_signal(signal.SIGINT)
+        refused = f"after {refusing[0]}:{refusing[1]}: Connection refused"
+        line = rf"a:5: seq=1 waiting after .* ms: not connected, {refused}\n"
+        out = ping.communicate(timeout=LIMIT)[0].decode()
+        self.assertRegex(out, rf"\A{line}\n--- a:5 ---\n1 sent, .*, 1 waiting\n\Z")
+        self.assertEqual(ping.returncode, 1)
+
+    def test_segments_sent_again(self):
+        """Here the first, as the listen queue is full when it comes; then no more."""
+
+        def answer():
+            while True:
+                connection = self.stack(listener.accept()[0])
+                if line := connection.recv(65536):  # it is no one who only filled the queue
+                    connection.sendall(revecho.reverse_lines(line))
+                    connection.sendall(revecho.reverse_lines(receive(connection, len(line))))
+                    return
+
+        listener = self.crowded_listener()
+        before = self.unanswered(listener)
+        ping = self.start("ping {}:{} -i 0 -c 2 --keep".format(*listener.getsockname()))
+        until(lambda: self.unanswered(listener) > before)
+        for connection in self.crowd_before:
+            connection.close()
+        self.on_thread(answer)
+        again = r", segments sent again: \d+\n"
+        out = ping.communicate(timeout=LIMIT)[0].decode()
+        self.assertRegex(out, rf"\A.* reply=.* ms{again}.* reply=.* ms\n\n.*\n2 .* \(0%\){again}")
 
     def test_standard_output_closed_before_the_summary(self):
         ping = self.start(f"ping {to(self.serve())} --interval 100")
@@ -3039,7 +3308,7 @@ class PromptTest(Case):
             client.expect(b"> ")
         client.type(b"hello")
         shown, status = client.rest()
-        self.assertRegex(shown, rb"\Ahello\nrevecho: .*: an echo at byte 1: .*\n\Z")
+        self.assertRegex(shown, rb"\Arevecho: .*: an echo at byte 1: .*\n\Z")
         self.assertEqual(status, 1)
 
     def test_interrupt(self):
