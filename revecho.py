@@ -557,7 +557,7 @@ class ReverseHandler(socketserver.StreamRequestHandler):
         end, quiet_at, left = now + self.drain_time, now + self.drain_quiet, self.drain_limit
         with contextlib.suppress(OSError, ValueError):  # it may be broken, or closed by a handle()
             below_tls.shutdown(self.request, socket.SHUT_WR)
-            while left > 0 and now < min(end, self.server.open_until):
+            while left > 0 and now < end:
                 if now >= quiet_at and not _unacknowledged(self.request):
                     break
                 if _ready({self.request: _READ}, _MOMENT):
