@@ -1502,7 +1502,8 @@ def _on_one_processor() -> Iterator[str]:
     processors, spend most of their time on handing it over.
     """
     where, has_lock = "", getattr(sys, "_is_gil_enabled", lambda: True)()
-    allowed = os.sched_getaffinity(0) if sys.platform == "linux" and has_lock else set()
+    can = has_lock and hasattr(os, "sched_getaffinity")  # PyPy on Linux can not
+    allowed = os.sched_getaffinity(0) if can else set()
     with contextlib.ExitStack() as until_the_end:
         if len(allowed) > 1:
             with contextlib.suppress(OSError):  # where the system forbids it

@@ -925,10 +925,10 @@ class ConnectionTest(HeartCase):
         def refuse(*_):
             raise revecho.ProtocolError("no")
 
-        _, connection, gate = self.busy(respond=refuse)
+        server, connection, gate = self.busy(respond=refuse)
         reset(connection)
         gate.open()
-        self.until_logged(" gone ")
+        until(lambda: not server.connections)
         self.assertEqual(self.warned(), [])
 
     def test_greeting(self):
@@ -1209,7 +1209,7 @@ class IdleTest(HeartCase):
         _, connection, gate = self.busy(respond=lambda *_: b"x" * size)
         self.advance(100)
         gate.open()
-        until(lambda: readable(connection))
+        until(lambda: ClockedSelector.waiting)  # it waits for room
         self.advance(40)
         self.assertEqual(len(receive(connection, size)), size)
 
@@ -1895,7 +1895,7 @@ class TlsServerTest(Tls, HeartCase):
             self.assertRegex(self.until_logged(" gone ")[-1], f"0 bytes sent: .*{why}")
         with self.plain(server):
             pass
-        self.assertRegex(self.until_logged(" gone ")[-1], "0 bytes sent: ")
+        self.until_logged("0 bytes sent")
         with self.connect(server) as connection:
             self.ask(connection)  # and nobody else
         self.assertEqual(self.warned(), [])
@@ -1951,6 +1951,8 @@ class TlsServerTest(Tls, HeartCase):
 
     def test_an_end_without_farewell(self):
         """It may be anybody's, so the line that it cuts is not answered."""
+        if self.server_side.options & 1 << 7:  # ssl.OP_IGNORE_UNEXPECTED_EOF, of Python 3.9
+            self.skipTest("here OpenSSL takes it for a farewell")
         seen = []
         server = self.serve(respond=lambda _, lines: seen.append(lines) or lines)
         connection = self.connect(server, b"whole\nhalf")
@@ -1978,6 +1980,7 @@ class StoppingTlsTest(
     without("end_of_the_clients_side_is_not_taken_for_the_servers"),
     without("of_a_handler_that_has_closed_its_connection"),
     without("received_lines_are_answered_to_a_client_that_reads_late"),
+    without("by_a_thread_of_its_own"),
     Tls,
     StoppingTest,
 ):
@@ -3396,7 +3399,7 @@ class DocumentationTest(Case):
         of_openbsd = b"OpenBSD" in self.start("nc -h", start="").communicate(timeout=LIMIT)[1]
         rows = []
         for shown, output in re.findall(r"^\$ (.*)\n((?:[^$\n].*\n)+)", blocks, re.MULTILINE):
-            ours = "revecho.py client" in shown
+            ours = "revecho.py client" in shown and "--tls" not in shown
             if ours or ("nc -N" in shown and of_openbsd):  # of nc there are several
                 command = re.sub(r"revecho\.py client", rf"\g<0> --port {port}", shown)
                 command = re.sub(r"\bpython\b", '"$@"', re.sub(r"\b2002\b", port, command))
