@@ -915,49 +915,45 @@ class _WrongReplyError(ReplyError):
     """What came cannot be the reply, and is no error of the server's own either."""
 
 
-class _Connection(contextlib.ExitStack):
-    """A connection to a server, to be opened within a ``with`` block, which closes it.
+class _Connection:
+    """A connection to a server.
 
     *timeout* is in seconds, for all addresses of the host together; a look-up has no limit.
     """
 
-    socket: socket.socket
-
     def __init__(self, host: str, port: int, timeout: float, family: int = 0) -> None:
-        super().__init__()
         self.host, self.family = host, family
         self.port, self.timeout = _limit("port", port), _limit("timeout", timeout)
         self.missing = "not resolved"  # the step that is not done yet; empty when all are
         self.times: dict[str, float] = {}  # seconds that each step took
         self.address = ""  # the one that is tried, or used
         self.failed: list[str] = []  # those tried before it, and why they failed
+        self.socket: Any = None  # until there is an address to try
         self.unsent = memoryview(b"")
         self.broken = ""  # how, if it is
 
     def open(self) -> None:
         """Connect; raise an OSError that says which step failed."""
-        with self._step("lookup", "not resolved"):
-            found = socket.getaddrinfo(self.host, self.port, self.family, socket.SOCK_STREAM)
-        if found[0][4][0] == self.host:  # there was nothing to look up
-            self.times.clear()
-        with self._step("connect", "not connected"):
-            self._connect(found)
-        self.socket.setblocking(False)
-        self.missing = ""
-
-    @contextlib.contextmanager
-    def _step(self, name: str, missing: str) -> Iterator[None]:
-        self.missing, started = missing, time.perf_counter()
+        self._step_began = time.perf_counter()
         try:
-            yield
+            found = socket.getaddrinfo(self.host, self.port, self.family, socket.SOCK_STREAM)
+            if found[0][4][0] != self.host:  # else there was nothing to look up
+                self._done("lookup")
+            self.missing = "not connected"
+            self._connect(found)
+            self._done("connect")
+            self.missing = ""
+        except UnicodeError as error:  # no host can have this name
+            raise OSError(f"{self.missing}: {error}") from error
         except OSError as error:
             if not error.errno:  # it is we who waited no longer
-                raise TimeoutError(f"{missing}: {error}") from None
-            error.strerror = f"{missing}: {error.strerror}"
+                raise TimeoutError(f"{self.missing}: {error}") from None
+            error.strerror = f"{self.missing}: {error.strerror}"
             raise
-        except UnicodeError as error:  # no host can have this name
-            raise OSError(f"{missing}: {error}") from error
-        self.times[name] = time.perf_counter() - started
+
+    def _done(self, step: str) -> None:
+        now = time.perf_counter()
+        self.times[step], self._step_began = now - self._step_began, now
 
     def _connect(self, found: list[Any]) -> None:
         """Try the addresses in turn, each for an even share of the time that is left."""
@@ -966,9 +962,10 @@ class _Connection(contextlib.ExitStack):
             seconds = max(0.001, (deadline - time.monotonic()) / (len(found) - number))
             self.address = _address(address)
             try:
-                self.socket = self.enter_context(socket.socket(family, kind, protocol))
+                self.socket = socket.socket(family, kind, protocol)
                 self.socket.settimeout(seconds)
                 self.socket.connect(address)
+                self.socket.setblocking(False)
                 return
             except OSError as error:
                 failure = error
@@ -980,17 +977,16 @@ class _Connection(contextlib.ExitStack):
         failure.strerror = "; ".join(self.failed)
         raise failure if failure.errno else TimeoutError(failure.strerror)
 
-    def send(self) -> bool:
-        """Send of what is unsent as much as goes now; tell whether anything went."""
+    def send(self) -> None:
+        """Send of what is unsent as much as goes now."""
         # If the connection is broken, receive() tells, after what the server has said before.
         count = self._try(self.socket.send, self.unsent, len(self.unsent))
         self.unsent = self.unsent[count or 0 :]
-        return bool(count)
 
     def receive(self) -> bytes | None:
         """Return what has come, b"" at the end, or None if nothing has."""
         data: bytes | None = self._try(self.socket.recv, _BLOCK, b"")
-        return b"" if self.broken and data is None else data
+        return data
 
     def _try(self, call: Callable[[Any], Any], argument: Any, if_broken: Any) -> Any:
         try:
@@ -1005,6 +1001,10 @@ class _Connection(contextlib.ExitStack):
     def end(self) -> None:
         """End our side."""
         _shut(self.socket, socket.SHUT_WR)
+
+    def close(self) -> None:
+        if self.socket:
+            self.socket.close()
 
 
 class _Owed:
@@ -1025,15 +1025,11 @@ class _Owed:
         self.last = bytearray()
         self.add(line)
 
-    def add(self, data: bytes) -> None:
-        """Take what is going to be sent."""
+    def add(self, data: bytes) -> bool:
+        """Take what is going to be sent, b"" at its end; tell if that ends an unfinished line."""
         self.there += len(data)
-        self._expect(self._there.add(data))
-
-    def end(self) -> bool:
-        """Take the end of that; tell whether the last line has no ending."""
-        self._expect(self._there.last())
-        return bool(self._there.begun)
+        self._expect(self._there.add(data) if data else self._there.last())
+        return not data and bool(self._there.begun)
 
     def _expect(self, lines: bytes) -> None:
         self.owed_lines += lines.count(b"\n")
@@ -1150,21 +1146,27 @@ def _exchange(
     The time limit is for the whole reply to the one line; else for each wait for more.
     """
     connection.unsent = memoryview(owed.line)
+    connection.send()
     late_at = time.monotonic() + connection.timeout
     while (due := owed.due()) or feed:
-        fed: bytes | None = None
-        hungry = feed if not connection.unsent and owed.owed - owed.came < _LARGE else None
-        with contextlib.suppress(BlockingIOError):
-            fed = hungry.recv(_BLOCK) if hungry else None
-        if fed:
+        wanted: dict[Any, int] = {connection.socket: _READ | _WRITE * bool(connection.unsent)}
+        if feed and not connection.unsent and owed.owed - owed.came < _LARGE:
+            wanted[feed] = _READ
+        # While nothing is expected of the server, the feed may take its time.
+        limited = due or connection.unsent
+        ready = _ready(wanted, max(0, late_at - time.monotonic()) if limited else None)
+        if not ready:
+            within = f" within {connection.timeout:g} s"
+            raise owed.error(_no_reply(connection, owed, within), TimeoutError)
+        if feed and feed in ready:
+            fed = feed.recv(_BLOCK)
             connection.unsent = memoryview(fed)
-            owed.add(fed)
-        elif fed is not None:
-            feed = None
-            if owed.end():  # else not: many relays take the end of one side for the end of both
+            if owed.add(fed):  # else not: many relays take the end of one side for that of both
                 connection.end()
-        went = connection.unsent and connection.send()
-        came = connection.receive()
+            feed = feed if fed else None
+        if connection.unsent:
+            connection.send()
+        came = connection.receive() if ready.get(connection.socket, 0) & _READ else None
         if came:
             write(came)
             owed.take(came)
@@ -1173,14 +1175,6 @@ def _exchange(
             raise owed.error((connection.broken or "the connection ended") + early)
         if not owed.line and (came or not due):
             late_at = time.monotonic() + connection.timeout
-        if fed is None and not went and came is None:
-            wanted = {connection.socket: _READ | _WRITE if connection.unsent else _READ}
-            wanted.update({hungry: _READ} if hungry else {})
-            # While nothing is expected of the server, the feed may take its time.
-            limited = due or connection.unsent
-            if not _ready(wanted, max(0, late_at - time.monotonic()) if limited else None):
-                within = f" within {connection.timeout:g} s"
-                raise owed.error(_no_reply(connection, owed, within), TimeoutError)
 
 
 @contextlib.contextmanager
@@ -1194,7 +1188,6 @@ def _reading(source: BinaryIO) -> Iterator[socket.socket]:
     failures: list[BaseException] = []
     far_end, near_end = socket.socketpair()
     far_end.settimeout(None)  # whatever socket.setdefaulttimeout() says
-    near_end.setblocking(False)
 
     def copy() -> None:
         with far_end:
@@ -1236,7 +1229,7 @@ def _ask(connection: _Connection, text: str, compare: bool = False) -> str:
     """Send *text* as a line over a connection, opened and closed here; return the reply."""
     line, reply = _line_of(text), bytearray()
     owed = _Compared(line) if compare else _Owed(line)
-    with connection:
+    with contextlib.closing(connection):
         connection.open()
         _exchange(connection, owed, reply.extend)
     if reply.startswith(b"error: ") and reply != reverse_lines(line):
@@ -1292,7 +1285,7 @@ def stream(
 def _stream(
     connection: _Connection, owed: _Owed, source: BinaryIO, write: Callable[[bytes], Any]
 ) -> int:
-    with connection:
+    with contextlib.closing(connection):
         connection.open()
         with _reading(source) as feed:
             _exchange(connection, owed, write, feed)
@@ -1584,7 +1577,7 @@ def _forget(file: Any) -> None:
 def _prompt(args: argparse.Namespace) -> None:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  gives input() line editing
-    with _connection(args) as connection:
+    with contextlib.closing(_connection(args)) as connection:
         connection.open()  # if nobody listens, say so before anything is typed
     for line in _typed("> "):
         try:
