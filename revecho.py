@@ -267,7 +267,7 @@ def _shut(connection: socket.socket, how: int) -> None:
 
 def _unacknowledged(connection: socket.socket) -> int | None:
     """Return how many bytes the peer has yet to acknowledge, if the system tells."""
-    with contextlib.suppress(NameError, OSError):
+    with contextlib.suppress(NameError, OSError, ValueError):  # no fcntl, or it is closed
         return int.from_bytes(fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
     return None
 
@@ -304,9 +304,9 @@ def _ready(wanted: dict[socket.socket, int], seconds: float | None) -> dict[Any,
 class _Workers(dict[threading.Thread, queue.SimpleQueue[Any]]):
     """The threads that serve connections, each one after the other, and their inboxes.
 
-    Starting a thread costs more than everything else that a short connection needs.  All methods
-    are for the thread that accepts, and for the one that closes the server after that.  A worker
-    itself only adds itself to those that are idle.
+    Starting a thread costs more than everything else that a short connection needs.  The public
+    methods are for the thread that accepts, and for the one that closes the server after that.  A
+    worker itself only adds itself to those that are idle: append() and pop() need no lock.
     """
 
     def __init__(self, serve: Callable[[Any, Any], None]) -> None:
@@ -318,24 +318,24 @@ class _Workers(dict[threading.Thread, queue.SimpleQueue[Any]]):
         if not self._idle:
             inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
             thread = threading.Thread(target=self._work, args=(inbox,), daemon=True)
-            self[thread] = inbox  # first, so that a Ctrl-C leaves no thread that is not known
+            self[thread] = inbox  # first, so that end() ends it whenever Ctrl-C comes
             thread.start()
             log.debug("%s started", thread.name)
             self._idle.append(inbox)
 
     def hand_over(self, request: Any, client_address: Any) -> None:
-        """Let the one that went idle last serve a connection, so that the rest can end."""
+        """Let the one that went idle last serve a connection."""
         self._idle.pop().put((request, client_address))
 
     def end_idle(self) -> None:
-        """End those that are idle, so that a crowd leaves none; forget those that have ended."""
+        """End all that are idle now, so that a crowd leaves none; forget those that have ended."""
         while self._idle:
             self._idle.pop().put(None)
         for thread in [thread for thread in self if not thread.is_alive()]:
             del self[thread]
 
     def end(self, deadline: float) -> None:
-        """End all, the busy ones when they have served; wait for that until the deadline."""
+        """End all, each when it has served its connection; wait for that until the deadline."""
         for inbox in self.values():
             inbox.put(None)
         for thread in filter(threading.Thread.is_alive, self):
@@ -351,11 +351,11 @@ class _Workers(dict[threading.Thread, queue.SimpleQueue[Any]]):
 
 
 class _IdleError(CloseConnection):
-    """The peer has kept us waiting for too long."""
+    """The peer has sent no line for too long; it can be told."""
 
 
 class _BrokenError(CloseConnection):
-    """The connection broke, or the peer takes nothing any more."""
+    """The connection broke, or the peer takes nothing any more; it cannot be told."""
 
 
 class ReverseHandler(socketserver.StreamRequestHandler):
@@ -369,23 +369,24 @@ class ReverseHandler(socketserver.StreamRequestHandler):
         ...         self.send(b"hello\n")
         ...         super().handle()
 
-    A handle() may use request, rfile and wfile instead, not as well: then it waits for as long as
-    the peer likes, and is cut when the server has been stopped and the grace is over.
+    A handle() may use request, rfile and wfile instead, but not both: then it waits for as long as
+    the peer likes, and is cut when the server has been stopped and the grace is over.  For a buffer
+    of rfile set rbufsize.
     """
 
     server: ReverseServer
     request: socket.socket
     disable_nagle_algorithm = True  # a reply shall not wait until the one before is acknowledged
-    rbufsize = 0  # the buffer of rfile would be memory for nothing
-    patience = 0.25  # seconds that a receive or a send waits by itself, where it can
+    rbufsize = 0  # handle() does not use rfile, the buffer of which would be memory for nothing
+    patience = 0.25  # seconds that a receive or a send waits in the kernel before _wait() does
     drain_quiet, drain_time, drain_limit = 0.5, 5.0, 1 << 30  # seconds, seconds, bytes: _drain()
     _socket: socket.socket | None = None  # request, once it has been made patient
     _sent = 0  # bytes
     _why = "the handler ended it"  # why the connection ended, for the log; empty if the peer did it
-    _drained = False  # has all that has come been received, or can nothing come any more?
+    _nothing_to_drain = False  # has the peer ended, or paused at a stop, or is it not worth it?
 
     def __init__(self, request: Any, client_address: Any, server: Any) -> None:
-        """Live the whole life of the connection: this is what a worker calls."""
+        """Live the whole life of the connection, instead of what socketserver does here."""
         self.request, self.client_address, self.server = request, client_address, server
         self.setup()
         try:
@@ -451,7 +452,7 @@ class ReverseHandler(socketserver.StreamRequestHandler):
             if stopping:
                 self.request.setblocking(False)  # for what has arrived, and no more
             if stopping or time.monotonic() >= self._idle_at:
-                self._seconds_left(_READ)
+                self._seconds_left(_READ)  # raises if there are none
             try:
                 data = (self._socket or self._be_patient()).recv(self._size)
                 break
@@ -459,7 +460,7 @@ class ReverseHandler(socketserver.StreamRequestHandler):
                 self._wait(self._awaited(error, _READ), stopping)
         if not data:
             self._seconds_left(_READ)  # none, if the server has cut it: then the peer has not ended
-            self._drained, self._why = True, ""
+            self._nothing_to_drain, self._why = True, ""
         elif len(data) == self._size:
             self._size = min(_BLOCK, self.server.max_line)
         return data
@@ -479,17 +480,20 @@ class ReverseHandler(socketserver.StreamRequestHandler):
                 self._wait(self._awaited(error, _WRITE), self.server.stopping)
                 continue
             unsent = unsent[count:]
+            if unsent:
+                self._seconds_left(_WRITE)  # raises if there are none
         self._sent += len(data)
         self._idle_at = time.monotonic() + self._idle_timeout
 
     def finish(self) -> None:
         """See to it that what was sent last arrives."""
         super().finish()
-        if hasattr(self.request, "unwrap"):  # TLS has a farewell of its own
-            with contextlib.suppress(OSError, ValueError):  # but not before the handshake is done
+        if hasattr(self.request, "unwrap"):  # TLS has a farewell of its own ...
+            with contextlib.suppress(OSError, ValueError):  # ... once the handshake is done
                 self.request.setblocking(False)  # it does not wait for the peer's
                 self.request.unwrap()
-        if not self._drained or (self.server.stopping and _unacknowledged(self.request)):
+        # In a stop we do not know whether the last replies have arrived.
+        if not self._nothing_to_drain or (self.server.stopping and _unacknowledged(self.request)):
             self._drain()
         took, why = time.monotonic() - self._opened_at, self._why and f": {self._why}"
         peer = _address(self.client_address)
@@ -500,6 +504,7 @@ class ReverseHandler(socketserver.StreamRequestHandler):
         # To poll before each receive would cost up to a fifth of a small exchange.
         if self.patience and sys.platform == "linux" and type(self.request) is socket.socket:
             timeval = struct.pack("ll", *divmod(round(self.patience * 1e6), 1_000_000))
+            self.request.settimeout(None)  # with one of Python's own it would wait for that
             for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
                 self.request.setsockopt(socket.SOL_SOCKET, option, timeval)
         else:
@@ -514,7 +519,7 @@ class ReverseHandler(socketserver.StreamRequestHandler):
         try:
             return events[type(error).__name__]
         except KeyError:
-            self._drained = isinstance(error, ConnectionError)
+            self._nothing_to_drain = isinstance(error, ConnectionError)
             raise _BrokenError(why=str(error.strerror or error)) from error
 
     def _wait(self, event: int, stopping: bool) -> None:
@@ -528,7 +533,7 @@ class ReverseHandler(socketserver.StreamRequestHandler):
             if stopping:
                 # Who knew that the server stops, and then found nothing to receive, has answered
                 # all that had arrived.
-                self._drained = True
+                self._nothing_to_drain = True
                 raise CloseConnection(why="stopping")
             wanted[self.server.stop_signal] = _READ
         with contextlib.suppress(ValueError):  # one of them is closed: the next try will tell
@@ -544,17 +549,18 @@ class ReverseHandler(socketserver.StreamRequestHandler):
             return min(end, self._idle_at) - now
         if event == _READ:
             raise _IdleError(why="idle")
-        self._drained = True  # what the peer does not take it need not be spared
+        self._nothing_to_drain = True  # what the peer does not take it need not be spared
         raise _BrokenError(why="idle")
 
     def _drain(self) -> None:
-        """End our side; then read and drop what comes, until the peer ends or is quiet.
+        """End our side; read and drop what comes until the peer ends, or is quiet and has it all.
 
         To close with input unread, or before more comes in, would reset the connection, and destroy
-        replies on their way.  So the peer has to have them all, too.
+        replies that are on their way.
         """
         now, below_tls = time.monotonic(), socket.socket
-        end, quiet_at, left = now + self.drain_time, now + self.drain_quiet, self.drain_limit
+        end, left = now + self.drain_time, self.drain_limit
+        quiet_at = now + (0 if self._nothing_to_drain else self.drain_quiet)
         with contextlib.suppress(OSError, ValueError):  # it may be broken, or closed by a handle()
             below_tls.shutdown(self.request, socket.SHUT_WR)
             while left > 0 and now < end:
@@ -565,7 +571,7 @@ class ReverseHandler(socketserver.StreamRequestHandler):
                     if not data:
                         break
                     left -= len(data)
-                    if not self.server.stopping:  # in a stop nobody gets more time than that
+                    if not self.server.stopping:  # then nobody gets more time by sending on
                         quiet_at = time.monotonic() + self.drain_quiet
                 now = time.monotonic()
 
@@ -582,8 +588,9 @@ class _Connections(set[socket.socket]):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lock = threading.RLock()  # Ctrl-C while a Condition is entered could leave it locked
-        self.changed = threading.Condition(self.lock)  # one is closed, or the server stops
+        # Not the Condition's own: it is entered in Python, where Ctrl-C could leave it locked.
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)  # one is closed
 
     def open(self, connection: socket.socket) -> None:
         with self.lock:
@@ -667,14 +674,14 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         self._crowded_at = -math.inf  # when others last had to wait
         self.address_family, address = _resolve(*server_address[:2])
         super().__init__(address, RequestHandlerClass, bind_and_activate=False)
-        try:
+        with contextlib.ExitStack() as if_it_fails:
+            if_it_fails.callback(super().server_close)
             self.stop_signal, self._far_end = socket.socketpair()  # it is readable when that closes
+            if_it_fails.callback(self._close_sockets)
             if bind_and_activate:
                 self.server_bind()
                 self.server_activate()
-        except BaseException:
-            self._close_sockets()
-            raise
+            if_it_fails.pop_all()
 
     def server_activate(self) -> None:
         """Listen; a client may be gone again before accept(), which shall not wait for another."""
@@ -689,21 +696,14 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         It looks for that every *poll_interval* seconds.  Raises OSError if the listening socket is
         broken.
         """
-        self._acceptors.add(threading.current_thread())
-        try:
-            with self._accepting:
-                self.service_actions()  # if the server is closed already, that is all
+        with self._on_this_thread():
+            if not self.stopping:
                 super().serve_forever(poll_interval)
-        except _NotAcceptingError as error:
-            if not self.stopping and error.__cause__:
-                raise error.__cause__ from None
-        finally:
-            self._acceptors.discard(threading.current_thread())
 
     def handle_request(self) -> None:
         """Serve one connection; call handle_timeout() if none comes for `timeout` seconds."""
-        # That the listener does not block the inherited method takes for a timeout of none at all.
-        with self._accepting:
+        # The inherited method takes the timeout of the listener, 0, for the one that is meant.
+        with self._on_this_thread():
             if not self.stopping:
                 ready = _ready({self.socket: _READ, self.stop_signal: _READ}, self.timeout)
                 if self.socket in ready:
@@ -711,8 +711,21 @@ class ReverseServer(socketserver.ThreadingTCPServer):
                 elif not ready:
                     self.handle_timeout()
 
+    @contextlib.contextmanager
+    def _on_this_thread(self) -> Iterator[None]:
+        """Accept within the block; server_close() waits for its end."""
+        self._acceptors.add(threading.current_thread())
+        try:
+            with self._accepting:
+                yield
+        except _NotAcceptingError as error:
+            if not self.stopping and error.__cause__:
+                raise error.__cause__ from None
+        finally:
+            self._acceptors.discard(threading.current_thread())
+
     def service_actions(self) -> None:
-        """Between two connections: look for a stop and, now and then, for idle threads."""
+        """Between two connections: look for a stop (call this) and, now and then, idle threads."""
         if self.stopping:
             raise _NotAcceptingError
         now = time.monotonic()
@@ -788,7 +801,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         self.connections.open(request)
         self._workers.hand_over(request, client_address)
 
-    # On the connection's own thread, which begins in process_request_thread() of socketserver
+    # On the connection's own thread, mostly; it begins in process_request_thread() of socketserver
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
         """Log an exception of the handler's own."""
@@ -798,7 +811,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         """Close the connection, and make room for another."""
         self.connections.close(request)
 
-    # On the thread that closes the server, which may be any but those above
+    # On the thread that closes the server, which may be any other
 
     def server_close(self) -> None:
         """Stop listening, answer every line that has been received, and close everything.
@@ -814,29 +827,26 @@ class ReverseServer(socketserver.ThreadingTCPServer):
             if self.stopping:  # all done; or a signal's handler calls this in the midst of it
                 return
             try:
-                self._tell_all_to_stop()
+                self._tell_all_to_stop(self.grace)
                 with self._accepting:  # when serve_forever() is out
                     self._serve_the_listen_queue()
                     super().server_close()  # closes the listener
                 self.connections.wait(lambda: not self.connections, self.open_until)
-            finally:  # also where Ctrl-C interrupts this
+            finally:  # also where Ctrl-C interrupts this; a second one may interrupt that
+                self._tell_all_to_stop(0)
+                self._close_sockets()
                 with self._accepting:  # now nobody accepts any more
-                    if self.connections:  # they, and their draining, have no more time
-                        self.receive_until = self.open_until = time.monotonic()
                     self.connections.cut()
-                    self._workers.end(self.open_until + self.look_interval)
-                    self._close_sockets()
+                    self._workers.end(time.monotonic() + self.look_interval)
 
-    def _tell_all_to_stop(self) -> None:
-        self.open_until = time.monotonic() + self.grace
-        self.receive_until = self.open_until - 0.1 * self.grace  # the rest is for a good end
+    def _tell_all_to_stop(self, grace: float) -> None:
+        self.open_until = time.monotonic() + grace
+        self.receive_until = self.open_until - 0.1 * grace  # the rest is for sending and draining
         self.stopping = True
         self._far_end.close()
-        with self.connections.lock:
-            self.connections.changed.notify_all()  # serve_forever() may wait for room
 
     def _serve_the_listen_queue(self) -> None:
-        """Accept those who wait there, as room becomes free; but not who comes ever later."""
+        """Accept those who wait there, as room becomes free; at most as many as can wait."""
         with contextlib.suppress(_NotAcceptingError, ValueError):  # it may be closed already
             for _ in range(self.request_queue_size + 1):
                 if time.monotonic() >= self.receive_until or not _ready({self.socket: _READ}, 0):
