@@ -72,6 +72,8 @@ if TYPE_CHECKING:  # a program that uses no TLS need not wait for this
 with contextlib.suppress(ImportError):  # Windows has neither
     import fcntl
     import termios
+if TYPE_CHECKING:  # else it is imported when it is used: that takes time, and not all have it
+    import ssl
 
 __all__ = ["HOST", "PORT", "CloseConnection", "ProtocolError", "ReplyError", "ReverseHandler"]
 __all__ += ["ReverseServer", "main", "request", "reverse_lines", "reverse_text", "running_server"]
@@ -279,6 +281,42 @@ def _sent_again(connection: socket.socket) -> int:
             info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
             return int.from_bytes(info[100:], sys.byteorder)  # tcp_info.tcpi_total_retrans
     return 0
+
+
+def _tls_context(server_side: bool, cert: str, key: str, ca: str) -> ssl.SSLContext:
+    """Return a context with these files, or without those that are empty.
+
+    Without *ca* a client trusts the authorities that the system trusts, and a server asks for no
+    certificate.  An OSError names the option of the command line, and the file that is wrong.
+    """
+    try:
+        import ssl
+    except ImportError as error:
+        raise OSError(f"this Python has no TLS: {error}") from error
+    purpose = ssl.Purpose.CLIENT_AUTH if server_side else ssl.Purpose.SERVER_AUTH
+    try:
+        for option, file in ("--tls-cert", cert), ("--tls-key", key), ("--tls-ca", ca):
+            options = f"{option} {file}"
+            if file:
+                open(file, "rb").close()  # TLS could not say which is missing
+        context = ssl.create_default_context(purpose, cafile=ca or None)
+        if ca:
+            context.verify_mode = ssl.CERT_REQUIRED
+        options = f"--tls-cert {cert}" + f" --tls-key {key}" * bool(key)
+        if cert:
+            context.load_cert_chain(cert, key or None)
+    except OSError as error:
+        raise OSError(f"{options}: {_in_words(error)}") from error
+    return context
+
+
+def _in_words(error: OSError) -> str:
+    """Return why something failed, for TLS in words as well."""
+    words: str = getattr(error, "verify_message", "")  # of a certificate that is not accepted
+    code = getattr(error, "reason", None) or ""
+    if code in ("WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"):
+        words = "the other end speaks no TLS"
+    return words or code.replace("_", " ").lower() or error.strerror or str(error)
 
 
 # Of the errors of accept, these say that the socket is closed, or does not listen ...
@@ -520,7 +558,7 @@ class ReverseHandler(socketserver.StreamRequestHandler):
             return events[type(error).__name__]
         except KeyError:
             self._nothing_to_drain = isinstance(error, ConnectionError)
-            raise _BrokenError(why=str(error.strerror or error)) from error
+            raise _BrokenError(why=_in_words(error)) from error
 
     def _wait(self, event: int, stopping: bool) -> None:
         """Wait until the peer has sent something (_READ) or has room (_WRITE).
@@ -931,15 +969,23 @@ class _Connection:
     *timeout* is in seconds, for all addresses of the host together; a look-up has no limit.
     """
 
-    def __init__(self, host: str, port: int, timeout: float, family: int = 0) -> None:
-        self.host, self.family = host, family
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        timeout: float,
+        ssl_context: ssl.SSLContext | None = None,
+        family: int = 0,
+    ) -> None:
+        self.host, self.ssl_context, self.family = host, ssl_context, family
         self.port, self.timeout = _limit("port", port), _limit("timeout", timeout)
         self.missing = "not resolved"  # the step that is not done yet; empty when all are
         self.times: dict[str, float] = {}  # seconds that each step took
         self.address = ""  # the one that is tried, or used
         self.failed: list[str] = []  # those tried before it, and why they failed
         self.socket: Any = None  # until there is an address to try
-        self.unsent = memoryview(b"")
+        self.tls: ssl.SSLObject | None = None  # between the socket and us
+        self.unsent = memoryview(b"")  # what the socket has not taken yet
         self.broken = ""  # how, if it is
 
     def open(self) -> None:
@@ -950,24 +996,29 @@ class _Connection:
             if found[0][4][0] != self.host:  # else there was nothing to look up
                 self._done("lookup")
             self.missing = "not connected"
-            self._connect(found)
+            deadline = time.monotonic() + self.timeout
+            self._connect(found, deadline)
             self._done("connect")
+            if self.ssl_context:
+                self.missing = "no TLS handshake"
+                self._shake_hands(self.ssl_context, deadline)
+                self._done("tls")
             self.missing = ""
-        except UnicodeError as error:  # no host can have this name
-            raise OSError(f"{self.missing}: {error}") from error
         except OSError as error:
             if not error.errno:  # it is we who waited no longer
                 raise TimeoutError(f"{self.missing}: {error}") from None
-            error.strerror = f"{self.missing}: {error.strerror}"
+            error.strerror = f"{self.missing}: {_in_words(error)}"
             raise
+        except ValueError as error:  # no host can have this name
+            raise OSError(f"{self.missing}: {error}") from error
+        self.socket.setblocking(False)
 
     def _done(self, step: str) -> None:
         now = time.perf_counter()
         self.times[step], self._step_began = now - self._step_began, now
 
-    def _connect(self, found: list[Any]) -> None:
+    def _connect(self, found: list[Any], deadline: float) -> None:
         """Try the addresses in turn, each for an even share of the time that is left."""
-        deadline = time.monotonic() + self.timeout
         for number, (family, kind, protocol, _, address) in enumerate(found):
             seconds = max(0.001, (deadline - time.monotonic()) / (len(found) - number))
             self.address = _address(address)
@@ -975,7 +1026,6 @@ class _Connection:
                 self.socket = socket.socket(family, kind, protocol)
                 self.socket.settimeout(seconds)
                 self.socket.connect(address)
-                self.socket.setblocking(False)
                 return
             except OSError as error:
                 failure = error
@@ -987,6 +1037,38 @@ class _Connection:
         failure.strerror = "; ".join(self.failed)
         raise failure if failure.errno else TimeoutError(failure.strerror)
 
+    def _shake_hands(self, context: ssl.SSLContext, deadline: float) -> None:
+        import ssl
+
+        # TLS reads what we have received, and writes what we shall send, but touches no socket:
+        # else its end could not be sent without a look for the other side's.
+        self._received, self._to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self._received, self._to_send, server_hostname=self.host)
+        while True:
+            self.socket.settimeout(max(0.001, deadline - time.monotonic()))
+            try:
+                return self.tls.do_handshake()
+            except ssl.SSLWantReadError:
+                pass
+            finally:  # an alert may have to be sent, too
+                with contextlib.suppress(OSError):  # the next receive tells more
+                    self.socket.sendall(self._to_send.read())
+            try:
+                data = self.socket.recv(_BLOCK)
+            except socket.timeout:
+                raise TimeoutError(f"no answer within {self.timeout:g} s") from None
+            if not data:
+                raise ConnectionAbortedError(errno.ECONNABORTED, "the connection ended")
+            self._received.write(data)
+
+    def give(self, data: bytes) -> None:
+        """Take what is to be sent, when nothing is unsent, and send as much as goes now."""
+        if self.tls:
+            self.tls.write(data)
+            data = self._to_send.read()
+        self.unsent = memoryview(data)
+        self.send()
+
     def send(self) -> None:
         """Send of what is unsent as much as goes now."""
         # If the connection is broken, receive() tells, after what the server has said before.
@@ -996,7 +1078,21 @@ class _Connection:
     def receive(self) -> bytes | None:
         """Return what has come, b"" at the end, or None if nothing has."""
         data: bytes | None = self._try(self.socket.recv, _BLOCK, b"")
-        return data
+        return self._try(self._decrypt, data, b"") if self.tls and data else data
+
+    def _decrypt(self, data: bytes) -> bytes | None:
+        import ssl
+
+        self._received.write(data)
+        text = bytearray()
+        try:
+            while self.tls and (some := self.tls.read(_BLOCK)):
+                text += some
+        except ssl.SSLWantReadError:
+            return bytes(text) or None
+        except ssl.SSLZeroReturnError:  # the other side's end, after ours
+            pass
+        return bytes(text)
 
     def _try(self, call: Callable[[Any], Any], argument: Any, if_broken: Any) -> Any:
         try:
@@ -1005,14 +1101,22 @@ class _Connection:
             return None
         except OSError as error:
             reset = isinstance(error, ConnectionError)
-            self.broken = f"the connection {'was reset' if reset else f'broke: {error.strerror}'}"
+            self.broken = f"the connection {'was reset' if reset else f'broke: {_in_words(error)}'}"
             return if_broken
 
     def end(self) -> None:
         """End our side."""
-        _shut(self.socket, socket.SHUT_WR)
+        if not self.tls:
+            _shut(self.socket, socket.SHUT_WR)
+            return
+        with contextlib.suppress(OSError):  # that the other side has not ended
+            self.tls.unwrap()
+        self.unsent = memoryview(self._to_send.read())
+        self.send()
 
     def close(self) -> None:
+        if self.tls:
+            self.end()
         if self.socket:
             self.socket.close()
 
@@ -1036,10 +1140,10 @@ class _Owed:
         self.add(line)
 
     def add(self, data: bytes) -> bool:
-        """Take what is going to be sent, b"" at its end; tell if that ends an unfinished line."""
+        """Take what is going to be sent, b"" at its end; tell if that leaves a line unfinished."""
         self.there += len(data)
         self._expect(self._there.add(data) if data else self._there.last())
-        return not data and bool(self._there.begun)
+        return bool(self._there.begun)
 
     def _expect(self, lines: bytes) -> None:
         self.owed_lines += lines.count(b"\n")
@@ -1155,8 +1259,8 @@ def _exchange(
 
     The time limit is for the whole reply to the one line; else for each wait for more.
     """
-    connection.unsent = memoryview(owed.line)
-    connection.send()
+    if owed.line:
+        connection.give(owed.line)
     late_at = time.monotonic() + connection.timeout
     while (due := owed.due()) or feed:
         wanted: dict[Any, int] = {connection.socket: _READ | _WRITE * bool(connection.unsent)}
@@ -1168,13 +1272,9 @@ def _exchange(
         if not ready:
             within = f" within {connection.timeout:g} s"
             raise owed.error(_no_reply(connection, owed, within), TimeoutError)
-        if feed and feed in ready:
-            fed = feed.recv(_BLOCK)
-            connection.unsent = memoryview(fed)
-            if owed.add(fed):  # else not: many relays take the end of one side for that of both
-                connection.end()
-            feed = feed if fed else None
-        if connection.unsent:
+        if feed and feed in ready and not _pass_on(feed, connection, owed):
+            feed = None
+        elif connection.unsent:
             connection.send()
         came = connection.receive() if ready.get(connection.socket, 0) & _READ else None
         if came:
@@ -1185,6 +1285,17 @@ def _exchange(
             raise owed.error((connection.broken or "the connection ended") + early)
         if not owed.line and (came or not due):
             late_at = time.monotonic() + connection.timeout
+
+
+def _pass_on(feed: socket.socket, connection: _Connection, owed: _Owed) -> bool:
+    """Pass on what *feed* has; tell whether it had not ended."""
+    data = feed.recv(_BLOCK)
+    unfinished = owed.add(data)
+    if data:
+        connection.give(data)
+    elif unfinished:  # else not: many relays take the end of one side for the end of both
+        connection.end()
+    return bool(data)
 
 
 @contextlib.contextmanager
@@ -1249,8 +1360,15 @@ def _ask(connection: _Connection, text: str, compare: bool = False) -> str:
     return reply[:-1].decode("utf-8", "surrogateescape")
 
 
-def request(text: str, host: str = HOST, port: int = PORT, timeout: float = 10.0) -> str:
-    """Send *text* as one line and return the reply to it.
+def request(
+    text: str,
+    host: str = HOST,
+    port: int = PORT,
+    timeout: float = 10.0,
+    *,
+    ssl_context: ssl.SSLContext | None = None,
+) -> str:
+    """Send *text* as one line and return the reply to it, through TLS if there is a context.
 
     *timeout* is in seconds, for connecting and then for the whole reply.
 
@@ -1262,17 +1380,23 @@ def request(text: str, host: str = HOST, port: int = PORT, timeout: float = 10.0
     ...     request("raw", *server.server_address[:2])
     'war'
     """
-    return _ask(_Connection(host, port, timeout), text)
+    return _ask(_Connection(host, port, timeout, ssl_context), text)
 
 
 def stream(
-    source: BinaryIO, sink: BinaryIO, host: str = HOST, port: int = PORT, timeout: float = 10.0
+    source: BinaryIO,
+    sink: BinaryIO,
+    host: str = HOST,
+    port: int = PORT,
+    timeout: float = 10.0,
+    *,
+    ssl_context: ssl.SSLContext | None = None,
 ) -> int:
     r"""Send all of *source* and write the replies to *sink*, both at the same time.
 
-    Both are binary files that block.  Returns how many bytes went there and came back.  *timeout*
-    is in seconds, for connecting and for each wait for a reply that is owed; *source* may take its
-    time.
+    Both are binary files that block.  TLS is used if there is a context.  Returns how many bytes
+    went there and came back.  *timeout* is in seconds, for connecting and for each wait for a reply
+    that is owed; *source* may take its time.
 
     *source* is read on a thread of its own, which may be waiting for input still when all else has
     failed.  So pass ``open(0, "rb", 0, closefd=False)`` for standard input: Python aborts a program
@@ -1289,7 +1413,7 @@ def stream(
     b'evil\nrats\n'
     """
     write = functools.partial(_write, sink)
-    return _stream(_Connection(host, port, timeout), _Owed(), source, write)
+    return _stream(_Connection(host, port, timeout, ssl_context), _Owed(), source, write)
 
 
 def _stream(
@@ -1316,8 +1440,13 @@ def main(argv: list[str] | None = None) -> int:
     args, unknown = _parser().parse_known_args(argv)
     if unknown:  # argparse itself would show how to use revecho, not the command
         args.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if args.tls_key and not args.tls_cert:
+        args.error("--tls-key needs a --tls-cert")
     try:
         _require(sys.stdout, "standard output")
+        files = args.tls_cert, args.tls_key, args.tls_ca
+        if args.tls or any(files):
+            args.ssl_context = _tls_context(args.run is _run_server, *files)
         return int(args.run(args))
     except KeyboardInterrupt:
         return 130
@@ -1356,7 +1485,7 @@ def _parser() -> argparse.ArgumentParser:
     client = commands.add_parser("client", help="send lines, print the replies")
     ping = commands.add_parser("ping", help="see whether lines come back reversed, and how fast")
     for command, run in (server, _run_server), (client, _run_client), (ping, _run_ping):
-        command.set_defaults(run=run, error=command.error)
+        command.set_defaults(run=run, error=command.error, tls=False, ssl_context=None)
         command.add_argument("--host", type=_host, default=HOST,
                              help="address or name (default: %(default)s)")
     timeout = float, _BOUNDS["timeout"], 10.0, "SECONDS"
@@ -1389,6 +1518,13 @@ def _parser() -> argparse.ArgumentParser:
     loudness.add_argument("-v", "--verbose", dest="level", action="store_const",
                           const=logging.DEBUG, help="log more")
 
+    for command, ours in (server, "of the server"), (client, "to show"), (ping, "to show"):
+        option = command.add_argument_group("TLS").add_argument
+        if command is not server:
+            option("--tls", action="store_true", help="which the following imply")
+        option("--tls-cert", metavar="FILE", default="", help=f"certificate {ours}")
+        option("--tls-key", metavar="FILE", default="", help="its key, if not in the same file")
+        option("--tls-ca", metavar="FILE", default="", help="authority that the other side needs")
     for command in client, ping:
         versions = command.add_mutually_exclusive_group()
         for version, family in ("4", socket.AF_INET), ("6", socket.AF_INET6):
@@ -1454,6 +1590,8 @@ def _handling(handler: Any, *numbers: int) -> Iterator[None]:
 def _run_server(args: argparse.Namespace) -> int:
     if args.reuse_port and not hasattr(socket, "SO_REUSEPORT"):
         args.error("--reuse-port is not supported on this system")
+    if args.tls_ca and not args.tls_cert:
+        args.error("--tls-ca needs a --tls-cert")
     ended: queue.SimpleQueue[None] = queue.SimpleQueue()  # safe in a signal's handler, unlike Event
 
     def stop(*_: Any) -> None:
@@ -1483,6 +1621,7 @@ def _run_server(args: argparse.Namespace) -> int:
         max_line=args.max_line,
         idle_timeout=args.idle_timeout,
         grace=args.grace,
+        ssl_context=args.ssl_context,
     ) as server:
         address = _address(server.server_address)
         log.info("listening on %s%s", address, where)
@@ -1525,7 +1664,7 @@ def _on_one_processor() -> Iterator[str]:
 
 
 def _connection(args: argparse.Namespace) -> _Connection:
-    return _Connection(args.host, args.port, args.timeout, args.family)
+    return _Connection(args.host, args.port, args.timeout, args.ssl_context, args.family)
 
 
 def _run_client(args: argparse.Namespace) -> int:
@@ -1600,9 +1739,9 @@ def _prompt(args: argparse.Namespace) -> None:
         _show(reply)
 
 
-def _show(reply: str) -> None:
+def _show(text: str) -> None:
     with _writing():
-        print(reply, flush=True)
+        print(text, flush=True)
 
 
 @contextlib.contextmanager
@@ -1653,7 +1792,7 @@ def _run_ping(args: argparse.Namespace) -> int:
     if args.target:
         args.host, args.port = args.target[0], args.target[1] or args.port
     due_at = time.monotonic()
-    with _writing(), _handling(signal.default_int_handler, signal.SIGTERM), _Probes(args) as probes:
+    with _handling(signal.default_int_handler, signal.SIGTERM), _Probes(args) as probes:
         with contextlib.suppress(KeyboardInterrupt):
             while not probes.waiting and probes.sent() != args.count:
                 time.sleep(max(0, due_at - time.monotonic()))
@@ -1716,7 +1855,7 @@ class _Probes:
             outcome += f", after {failed}"
         if not args.quiet:
             address = self.target if connection.missing else connection.address
-            print(f"{address}: seq={self.sent()} {outcome}", flush=True)
+            _show(f"{address}: seq={self.sent()} {outcome}")
         if args.keep and "reply" in connection.times:
             connection.times.clear()
             connection.failed.clear()
@@ -1729,14 +1868,14 @@ class _Probes:
         text = f"{self.sent()} sent, {self.good()} reversed, {self.failed} failed {share}"
         text += f", {self.waiting} waiting" if self.waiting else ""
         text += f", segments sent again: {self.sent_again}" if self.sent_again else ""
-        print(f"\n--- {self.target} ---\n{text}")
+        text = f"\n--- {self.target} ---\n{text}"
         for name, times in self.times.items():
             times.sort()
             least, most = times[0], times[-1]
             median, high = (times[(len(times) * share - 1) // 100] for share in (50, 95))
             figures = "/".join(f"{figure:.2f}" for figure in (least, median, high, most))
-            print(f"{name} min/median/95%/max = {figures} ms")
-        sys.stdout.flush()
+            text += f"\n{name} min/median/95%/max = {figures} ms"
+        _show(text)
 
 
 def _random_line(size: int) -> bytes:
