@@ -287,12 +287,11 @@ def _tls_context(server_side: bool, cert: str, key: str, ca: str) -> ssl.SSLCont
     """Return a context with these files, or without those that are empty.
 
     Without *ca* a client trusts the authorities that the system trusts, and a server asks for no
-    certificate.  An OSError names the option of the command line, and the file that is wrong.
+    certificate.  Raises an OSError that names the option of the command line, and the file that is
+    wrong, or ImportError where Python has no TLS.
     """
-    try:
-        import ssl
-    except ImportError as error:
-        raise OSError(f"this Python has no TLS: {error}") from error
+    import ssl
+
     purpose = ssl.Purpose.CLIENT_AUTH if server_side else ssl.Purpose.SERVER_AUTH
     try:
         for option, file in ("--tls-cert", cert), ("--tls-key", key), ("--tls-ca", ca):
@@ -970,12 +969,7 @@ class _Connection:
     """
 
     def __init__(
-        self,
-        host: str,
-        port: int,
-        timeout: float,
-        ssl_context: ssl.SSLContext | None = None,
-        family: int = 0,
+        self, host: str, port: int, timeout: float, ssl_context: Any = None, family: int = 0
     ) -> None:
         self.host, self.ssl_context, self.family = host, ssl_context, family
         self.port, self.timeout = _limit("port", port), _limit("timeout", timeout)
@@ -984,7 +978,7 @@ class _Connection:
         self.address = ""  # the one that is tried, or used
         self.failed: list[str] = []  # those tried before it, and why they failed
         self.socket: Any = None  # until there is an address to try
-        self.tls: ssl.SSLObject | None = None  # between the socket and us
+        self.tls: Any = None  # an ssl.SSLObject between the socket and us
         self.unsent = memoryview(b"")  # what the socket has not taken yet
         self.broken = ""  # how, if it is
 
@@ -1001,7 +995,7 @@ class _Connection:
             self._done("connect")
             if self.ssl_context:
                 self.missing = "no TLS handshake"
-                self._shake_hands(self.ssl_context, deadline)
+                self._shake_hands(deadline)
                 self._done("tls")
             self.missing = ""
         except OSError as error:
@@ -1037,17 +1031,20 @@ class _Connection:
         failure.strerror = "; ".join(self.failed)
         raise failure if failure.errno else TimeoutError(failure.strerror)
 
-    def _shake_hands(self, context: ssl.SSLContext, deadline: float) -> None:
+    def _shake_hands(self, deadline: float) -> None:
         import ssl
 
-        # TLS reads what we have received, and writes what we shall send, but touches no socket:
-        # else its end could not be sent without a look for the other side's.
+        # TLS has the socket's bytes from us, and gives us those to send.  With a socket of its own
+        # it could not end our side without a look for the other's end, in which a reply gets lost.
         self._received, self._to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = context.wrap_bio(self._received, self._to_send, server_hostname=self.host)
+        self.tls = self.ssl_context.wrap_bio(
+            self._received, self._to_send, server_hostname=self.host
+        )
         while True:
             self.socket.settimeout(max(0.001, deadline - time.monotonic()))
             try:
-                return self.tls.do_handshake()
+                self.tls.do_handshake()
+                return
             except ssl.SSLWantReadError:
                 pass
             finally:  # an alert may have to be sent, too
@@ -1064,7 +1061,7 @@ class _Connection:
     def give(self, data: bytes) -> None:
         """Take what is to be sent, when nothing is unsent, and send as much as goes now."""
         if self.tls:
-            self.tls.write(data)
+            self._try(self.tls.write, data, 0)
             data = self._to_send.read()
         self.unsent = memoryview(data)
         self.send()
@@ -1084,15 +1081,16 @@ class _Connection:
         import ssl
 
         self._received.write(data)
-        text = bytearray()
+        text = b""
         try:
-            while self.tls and (some := self.tls.read(_BLOCK)):
+            while some := self.tls.read(_BLOCK):
                 text += some
         except ssl.SSLWantReadError:
-            return bytes(text) or None
-        except ssl.SSLZeroReturnError:  # the other side's end, after ours
-            pass
-        return bytes(text)
+            return text or None
+        except ssl.SSLError as error:
+            if not text and not isinstance(error, ssl.SSLZeroReturnError):  # which is the end
+                raise
+        return text
 
     def _try(self, call: Callable[[Any], Any], argument: Any, if_broken: Any) -> Any:
         try:
@@ -1115,7 +1113,7 @@ class _Connection:
         self.send()
 
     def close(self) -> None:
-        if self.tls:
+        if self.tls and not self.unsent:
             self.end()
         if self.socket:
             self.socket.close()
@@ -1191,13 +1189,15 @@ class _Owed:
     def _describe(self) -> str:
         """Say what is wrong, from some bytes before it so that one can recognize it."""
         at = len(self.last) - (self.came - self.right)
+        line = "" if self.line else f", line {self.lines + self.unfinished()}"
+        place = f"at byte {self.right + 1}{line}: {_quote(self.last, at)} came"
+        if not self.replies:
+            return f"more than the reply {place}"
         due = bytes(self.last[:at] + self.replies[: self.replies.find(b"\n") + 1 or None])
         # What came, reversed, is the end of the reply, or all of it?  40 bytes are no chance.
         echo = due.rstrip(b"\r\n").endswith(reverse_lines(bytes(self.last)).rstrip(b"\r\n"))
         kind = "an echo" if echo and len(self.last) >= min(len(due), 40) else "not the reverse"
-        line = "" if self.line else f", line {self.lines + self.unfinished()}"
-        came, expected = _quote(self.last, at), _quote(due, at)
-        return f"{kind} at byte {self.right + 1}{line}: {came} came, {expected} should have come"
+        return f"{kind} {place}, {_quote(due, at)} should have come"
 
     def error(self, what: str, kind: type[OSError] = ReplyError) -> OSError:
         """Return an error that says *what* is wrong; or the server's own, if it has sent one."""
@@ -1346,13 +1346,24 @@ def _line_of(text: str) -> bytes:
     return line
 
 
+def _talk(
+    connection: _Connection,
+    owed: _Owed,
+    write: Callable[[bytes], Any],
+    source: BinaryIO | None = None,
+) -> None:
+    """Open the connection, exchange what is owed, and close it."""
+    with contextlib.closing(connection):
+        connection.open()
+        with _reading(source) if source else contextlib.nullcontext() as feed:
+            _exchange(connection, owed, write, feed)
+
+
 def _ask(connection: _Connection, text: str, compare: bool = False) -> str:
     """Send *text* as a line over a connection, opened and closed here; return the reply."""
     line, reply = _line_of(text), bytearray()
     owed = _Compared(line) if compare else _Owed(line)
-    with contextlib.closing(connection):
-        connection.open()
-        _exchange(connection, owed, reply.extend)
+    _talk(connection, owed, reply.extend)
     if reply.startswith(b"error: ") and reply != reverse_lines(line):
         raise owed.error("")
     if reply.find(b"\n") + 1 < len(reply):
@@ -1361,12 +1372,8 @@ def _ask(connection: _Connection, text: str, compare: bool = False) -> str:
 
 
 def request(
-    text: str,
-    host: str = HOST,
-    port: int = PORT,
-    timeout: float = 10.0,
-    *,
-    ssl_context: ssl.SSLContext | None = None,
+    text: str, host: str = HOST, port: int = PORT, timeout: float = 10.0,
+    *, ssl_context: ssl.SSLContext | None = None,
 ) -> str:
     """Send *text* as one line and return the reply to it, through TLS if there is a context.
 
@@ -1384,13 +1391,8 @@ def request(
 
 
 def stream(
-    source: BinaryIO,
-    sink: BinaryIO,
-    host: str = HOST,
-    port: int = PORT,
-    timeout: float = 10.0,
-    *,
-    ssl_context: ssl.SSLContext | None = None,
+    source: BinaryIO, sink: BinaryIO, host: str = HOST, port: int = PORT, timeout: float = 10.0,
+    *, ssl_context: ssl.SSLContext | None = None,
 ) -> int:
     r"""Send all of *source* and write the replies to *sink*, both at the same time.
 
@@ -1412,17 +1414,9 @@ def stream(
     10
     b'evil\nrats\n'
     """
+    owed = _Owed()
     write = functools.partial(_write, sink)
-    return _stream(_Connection(host, port, timeout, ssl_context), _Owed(), source, write)
-
-
-def _stream(
-    connection: _Connection, owed: _Owed, source: BinaryIO, write: Callable[[bytes], Any]
-) -> int:
-    with contextlib.closing(connection):
-        connection.open()
-        with _reading(source) as feed:
-            _exchange(connection, owed, write, feed)
+    _talk(_Connection(host, port, timeout, ssl_context), owed, write, source)
     return owed.came
 
 
@@ -1440,18 +1434,18 @@ def main(argv: list[str] | None = None) -> int:
     args, unknown = _parser().parse_known_args(argv)
     if unknown:  # argparse itself would show how to use revecho, not the command
         args.error(f"unrecognized arguments: {' '.join(unknown)}")
-    if args.tls_key and not args.tls_cert:
-        args.error("--tls-key needs a --tls-cert")
+    serves, files = args.run is _run_server, (args.tls_cert, args.tls_key, args.tls_ca)
+    if not args.tls_cert and (args.tls_key or (serves and args.tls_ca)):
+        args.error("without --tls-cert there is no use for --tls-key, nor at a server for --tls-ca")
     try:
         _require(sys.stdout, "standard output")
-        files = args.tls_cert, args.tls_key, args.tls_ca
         if args.tls or any(files):
-            args.ssl_context = _tls_context(args.run is _run_server, *files)
+            args.ssl_context = _tls_context(serves, *files)
         return int(args.run(args))
     except KeyboardInterrupt:
         return 130
-    except (OSError, UnicodeError) as error:  # UnicodeError: what cannot be printed
-        if isinstance(error, BrokenPipeError) and args.run is not _run_server:
+    except (OSError, UnicodeError, ImportError) as error:  # what cannot be printed; no TLS
+        if isinstance(error, BrokenPipeError) and not serves:
             return 0  # whoever read standard output has had enough
         _complain(args, error)
         return 1
@@ -1542,16 +1536,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _target(text: str) -> tuple[str, int | None]:
+def _target(text: str) -> tuple[str, Any]:
     """Return the host and, if there is one, the port of HOST[:PORT]."""
-    found = re.fullmatch(r"(\[.*\]|[^:]+):([^:]*)", text)
-    host, port = found.groups() if found else (text, None)
-    return host.strip("[]"), None if port is None else int(_number(int, 1, 65535)(port))
+    if not (found := re.fullmatch(r"(\[.*\]|[^:]+):([^:]*)", text)):
+        return text.strip("[]"), None
+    return found[1].strip("[]"), _number(int, *_BOUNDS["port"])(found[2])
 
 
 def _host(text: str) -> str:
     host, port = _target(text)
-    if port is not None:
+    if port:
         raise argparse.ArgumentTypeError(f"{text!r} has a port in it, which --port takes")
     return host
 
@@ -1703,7 +1697,7 @@ def _filter(args: argparse.Namespace) -> None:
     with open(0, "rb", 0, closefd=False) as source, open(1, "wb", 0, closefd=False) as sink:
         write = _writing()(functools.partial(_write, sink))
         with _progress(owed):
-            _stream(_connection(args), owed, source, write)
+            _talk(_connection(args), owed, write, source)
 
 
 @contextlib.contextmanager
@@ -1791,9 +1785,9 @@ def _typed(prompt: str) -> Iterator[str]:
 def _run_ping(args: argparse.Namespace) -> int:
     if args.target:
         args.host, args.port = args.target[0], args.target[1] or args.port
-    due_at = time.monotonic()
-    with _handling(signal.default_int_handler, signal.SIGTERM), _Probes(args) as probes:
-        with contextlib.suppress(KeyboardInterrupt):
+    probes, due_at = _Probes(args), time.monotonic()
+    with _handling(signal.default_int_handler, signal.SIGTERM):
+        with contextlib.suppress(KeyboardInterrupt), contextlib.closing(probes):
             while not probes.waiting and probes.sent() != args.count:
                 time.sleep(max(0, due_at - time.monotonic()))
                 due_at = time.monotonic() + args.interval
@@ -1811,10 +1805,7 @@ class _Probes:
         self.failed = self.waiting = self.sent_again = 0
         self.times: dict[str, list[float]] = {}  # milliseconds of each step, where all went well
 
-    def __enter__(self) -> _Probes:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self.connection.close()
 
     def good(self) -> int:

@@ -2246,7 +2246,7 @@ def bad_paths(server):
         (mirror, LIMIT, r"an echo at byte \d+"),
         (relay(server, there=flip), LIMIT, r"not the reverse at byte \d+"),
         (relay(server, back=flip), LIMIT, "not the reverse at byte 1"),
-        (relay(server, back=lambda it: it + b"x"), LIMIT, r"reverse at byte \d+: .+ came, .+"),
+        (relay(server, back=lambda it: it + b"x"), LIMIT, r"more than the reply at byte \d+: .+"),
         (answer_with(b"00000\n"), LIMIT, r"not the reverse at byte \d+: '00000\\n' came"),
         (answer_with(b"00000"), LIMIT, r"not the reverse at byte \d+: '00000' came"),
         (answer_with(b"\r", stay=True), LIMIT, r"not the reverse at byte 1: '\\r' came"),
@@ -2302,7 +2302,7 @@ class ClientTest(ClientCase):
     def test_bad_replies(self):
         left = "the connection ended; bytes left unanswered:"
         early = "the connection ended; lines answered: %d, bytes answered: %d$"
-        wrong, error = "not the reverse at byte %d, line %d: '%s' came, '.*' sh", "error: %s; %s$"
+        wrong, error = "^more than the reply at byte %d, line %d: '%s' came$", "error: %s; %s$"
         none, six = "lines answered: 0, bytes answered: 0", "bytes left unanswered: 6"
         for reply, to_request, to_stream in (
             (b"", f"{left} 6$", early % (0, 0)),
@@ -2314,15 +2314,15 @@ class ClientTest(ClientCase):
             (b"olleh\nerror", "more than one line .*error'$", early % (1, 11)),
             (b"a\nb\nc\nd\n", r"more than one line came: 'a\\nb", wrong % (7, 4, r"d\\n")),
             (b"x" * 40, "only 'x{40}' came$", wrong % (7, 1, "x{40}")),
-            (b"x" * 61, r"only 'x{60}'\.\.\. came$", r"7, line 1: 'x{60}'\.\.\. came, 'x{6}' sho"),
-            (b"x" * 70_000_000, r"reverse at byte 67108865: 'x{60}'\.\.\. came, ", "at byte 7, "),
+            (b"x" * 61, r"only 'x{60}'\.\.\. came$", r"byte 7, line 1: 'x{60}'\.\.\. came$"),
+            (b"x" * 70_000_000, r"reply at byte 67108865: 'x{60}'\.\.\. came$", "at byte 7, "),
             (b"error: no\n", error % ("no", six), error % ("no", none)),
             (b"error: " + b"x" * 300 + b"\n", error % ("x{193}", six), error % ("x{193}", none)),
             (b"error: without", "only 'error: without' came$", early % (0, 14)),
         ):
             address = self.other_server(answer_with(reply))
             for hello, message in zip(self.hello(), (to_request, to_stream)):
-                with self.assertRaisesRegex(revecho.ReplyError, f"^.*{message}"):
+                with self.assertRaisesRegex(revecho.ReplyError, message):
                     hello(address)
 
     def test_timeouts_say_which_step(self):
@@ -2993,7 +2993,7 @@ class CheckTest(Case):
             (lines, answer_with(b"0" * 10), "not the reverse at byte 1, line 1: '0{10}' came, .*"),
             (digits, answer_with(b"fedcba987654-210\n"), f"not .* byte 13, line 1: {shown}"),
             (b"hello", once_ended(b"hello"), f"an echo at byte 1, line 1: 'hello' {olleh}"),
-            (b"hello", once_ended(b"olleh\n"), rf"not .* byte 6, line 1: 'olleh\\n' {olleh}"),
+            (b"hello", once_ended(b"olleh\n"), r"more than .* byte 6, line 1: 'olleh\\n' came"),
         )
         servers = [self.other_server(serve) for _, serve, _ in cases]
         clients = [self.start(f"client --check {to(server)}") for server in servers]
@@ -3021,7 +3021,7 @@ class CheckTest(Case):
         client = self.start(f"client --check {to(self.other_server(mirror))}")
         client.stdin.write(b"hel")
         self.assertEqual(client.wait(LIMIT), 1)
-        why = "not the reverse at byte 1, line 1: 'hel' came, '' should have come\n"
+        why = "more than the reply at byte 1, line 1: 'hel' came\n"
         self.assert_ends(client, b"hel", 1, COMPLAINT + why)
 
 
@@ -3619,7 +3619,8 @@ class TLSClientTest(ClientCase):
         none, nonsense, ours, stranger = (certificates() / name for name in names)
         missing = "No such file or directory"
         rows = []
-        for command in ("client hello", "ping", "client", "server --port 0"):
+        serve = f"server --port 0 --tls-cert {ours}"
+        for command in ("client hello", "ping", "client", serve):
             for options, named, why in (
                 (f"--tls-ca {none}", "", missing),
                 (f"--tls-ca {nonsense}", "", "no certificate or crl found"),
@@ -3634,7 +3635,8 @@ class TLSClientTest(ClientCase):
         for command in ("client", "ping", "server"):
             result, _, err = self.main(f"{command} --tls-key {ours}")
             self.assertEqual(result, 2)
-            self.assertRegex(err, rf"\Ausage: revecho {command} (.*\n)*.*needs a --tls-cert\n\Z")
+            self.assertRegex(err, rf"\Ausage: revecho {command} (.*\n)*.*: without --tls-cert .*\n")
+        self.assertEqual(self.main(f"server --tls-ca {ours}")[0], 2)
 
 
 class WithoutTLSTest(Case):
@@ -3652,7 +3654,7 @@ class WithoutTLSTest(Case):
             sys.exit(revecho.main(["client", "--tls", "hello"]))
         """
         program = self.start(program=("-c", code), stdout=subprocess.DEVNULL)
-        self.assert_ends(program, None, 1, COMPLAINT + "this Python has no TLS: .*\n")
+        self.assert_ends(program, None, 1, COMPLAINT + ".* ssl .*\n")
 
 
 # The documentation
