@@ -945,7 +945,7 @@ def running_server(
         raise error
 
 
-# ==================================================================================== The client
+# ---- The client ----------------------------------------------------------------------------------
 
 # Three rooms: a connection, which never blocks once it is open; what is owed, which counts lines
 # and bytes; and one loop, _exchange(), which moves the bytes between the two.
@@ -1420,7 +1420,7 @@ def stream(
     return owed.came
 
 
-# ============================================================================== The command line
+# ---- The command line ----------------------------------------------------------------------------
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -1578,7 +1578,7 @@ def _handling(handler: Any, *numbers: int) -> Iterator[None]:
             signal.signal(number, handler_before or signal.SIG_DFL)
 
 
-# ---------------------------------------------------------------------------------------- server
+# ---- The command line: server --------------------------------------------------------------------
 
 
 def _run_server(args: argparse.Namespace) -> int:
@@ -1654,7 +1654,7 @@ def _on_one_processor() -> Iterator[str]:
         yield where
 
 
-# ---------------------------------------------------------------------------------------- client
+# ---- The command line: client --------------------------------------------------------------------
 
 
 def _connection(args: argparse.Namespace) -> _Connection:
@@ -1780,7 +1780,7 @@ def _typed(prompt: str) -> Iterator[str]:
             yield line
 
 
-# ------------------------------------------------------------------------------------------ ping
+# ---- The command line: ping ----------------------------------------------------------------------
 
 def _run_ping(args: argparse.Namespace) -> int:
     if args.target:
@@ -1883,7 +1883,9 @@ def _random_line(size: int) -> bytes:
     return line + b"\n"
 
 
-# Appendix: grapheme clusters for Python before 3.15.  When none of those is in use, delete it.
+# ---- Appendix ------------------------------------------------------------------------------------
+
+# Grapheme clusters for Python before 3.15.  When none of those is in use, delete it.
 
 # The break classes of UAX #29, a letter for each: a small one for those that join others, a capital
 # for those that stand alone unless one of them is beside.  The general category tells most of them:
