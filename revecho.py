@@ -38,7 +38,8 @@ What is where, each part made of those above it:
 
 Three kinds of threads run in the server.  One accepts, in serve_forever().  A worker serves each
 connection; nobody else receives, sends or closes there, and nobody wakes it but its peer or
-stop_signal.  And whichever calls server_close() tells both to stop, and waits for them.
+stop_signal.  And whichever calls server_close() tells both to stop, waits for them, and cuts the
+connections that are left when the grace is over.
 """
 
 from __future__ import annotations

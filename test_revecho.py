@@ -1210,7 +1210,7 @@ class IdleTest(HeartCase):
     def test_timeout_of_socketserver(self):
         """It does not get in the way."""
         connection = self.connect(self.serve(timeout=LONG))
-        until(self.logged)
+        self.ask(connection)
         until(lambda: self.advance(61) or readable(connection))
         self.assertEqual(receive(connection), b"")
 
