@@ -1192,7 +1192,7 @@ class IdleTest(HeartCase):
     def test_idle_clients_give_way_at_the_limit(self):
         server = self.serve(max_connections=1)
         silent, waiting = self.connect(server), self.connect(server, b"hello\n")
-        until(self.logged)
+        self.until_logged("connected")
         self.advance(61)
         self.assertEqual(silent.recv(1), b"")
         self.assertEqual(receive(waiting, 6), b"olleh\n")
@@ -1230,7 +1230,7 @@ class IdleTest(HeartCase):
     def test_no_idle_timeout(self):
         server = self.serve(idle_timeout=0)
         connection = self.connect(server, b"hel")
-        until(self.logged)
+        self.until_logged("connected")
         self.advance(1e6)
         connection.sendall(b"lo\n")
         self.assertEqual(receive(connection, 6), b"olleh\n")
@@ -1984,7 +1984,7 @@ class TlsServerTest(Tls, HeartCase):
                 Handler.handle(handler)
 
             connection = self.plain(self.serve(handle=handle), b"\x16\x03\x01")
-            until(self.logged)
+            self.until_logged("connected")
             until(lambda connection=connection: self.advance(61) or readable(connection))
             self.assertRegex(self.until_logged(" gone ")[-1], "0 bytes sent: idle$")
 
