@@ -485,14 +485,15 @@ class ReverseHandler(socketserver.StreamRequestHandler):
         idle timeout has passed since the last send(); or the server stops, and all that had arrived
         has been received.
         """
+        connection = self._socket or self._be_patient()
         while True:
             stopping = self.server.stopping  # to be asked before the receive: see _wait()
             if stopping:
-                self.request.setblocking(False)  # for what has arrived, and no more
+                connection.setblocking(False)  # for what has arrived, and no more
             if stopping or time.monotonic() >= self._idle_at:
                 self._seconds_left(_READ)  # raises if there are none
             try:
-                data = (self._socket or self._be_patient()).recv(self._size)
+                data = connection.recv(self._size)
                 break
             except OSError as error:
                 self._wait(self._awaited(error, _READ), stopping)
@@ -510,10 +511,10 @@ class ReverseHandler(socketserver.StreamRequestHandler):
         A stop of the server only leaves it no more than the grace.
         """
         self._idle_at = time.monotonic() + self._idle_timeout  # what has passed was ours
-        unsent = memoryview(data)
+        connection, unsent = self._socket or self._be_patient(), memoryview(data)
         while unsent:
             try:
-                count = (self._socket or self._be_patient()).send(unsent)
+                count = connection.send(unsent)
             except OSError as error:
                 self._wait(self._awaited(error, _WRITE), self.server.stopping)
                 continue

@@ -1665,6 +1665,18 @@ class StoppingTest(HeartCase):
         server.server_close()
         self.assertEqual([receive(first), receive(second)], [b"olleh\n"] * 2)
 
+    def test_silent_clients_in_the_listen_queue(self):
+        """In a stop no receive is patient: they hold nobody up who waits behind them."""
+        server = self.serve(max_connections=1, patience=LONG, grace=LONG)
+        first = self.connect(server)
+        self.ask(first)
+        self.crowd(20, server, b"")
+        last = self.connect(server, b"hello\n")
+        closing = self.closing(server)
+        half_close(first)
+        self.assertEqual(receive(last), b"olleh\n")
+        self.join(closing)
+
     def test_at_the_limit(self):
         """It waits neither for a look nor for those who have their replies to become quiet."""
         patient = dict.fromkeys(("look_interval", "drain_quiet", "drain_time", "grace"), LONG)
@@ -2040,7 +2052,7 @@ class StoppingTlsTest(
     without("client_that_sends_small_lines_and_reads", "at_the_limit", "in_the_midst_of_itself"),
     without("those_in_the_listen_queue_wait_for_a_slow_respond", "replies_on_their_way_arrive"),
     without("replies_on_their_way_have_no_longer_than_the_grace", "interrupted"),
-    without("replies_that_are_acknowledged_late"),
+    without("replies_that_are_acknowledged_late", "silent_clients_in_the_listen_queue"),
     without("interrupted_while_another_thread_accepts", "of_a_handle_that_waits_by_itself"),
     without("end_of_the_clients_side_is_not_taken_for_the_servers"),
     without("of_a_handler_that_has_closed_its_connection"),
