@@ -1133,6 +1133,7 @@ class IdleTest(HeartCase):
         slow, fast = self.crowd(2, server, b"hello\nhalf")
         for connection in (slow, fast):
             self.assertEqual(receive(connection, 6), b"olleh\n")
+        until(lambda: len(ClockedSelector.waiting) == 2)  # their time has begun
         self.flood(fast, b"x" * 1000)
         self.advance(61)
         until(lambda: readable(slow))
