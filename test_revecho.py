@@ -702,7 +702,7 @@ class ReversingTest(Case):
 
     def test_no_question_asked_first_makes_a_difference(self):
         """Text with CR LF is not asked whether it has clusters."""
-        for char in map(chr, range(0x10000)):
+        for char in map(chr, (*range(0x3000), *range(0x3000, 0x10000, 16))):
             text = f"a{char}b{char}{char}"
             backwards = revecho.reverse_text(text)
             self.assertEqual(revecho.reverse_text(f"\r\n{text}"), f"{backwards}\r\n", ascii(char))
@@ -730,8 +730,8 @@ class ReversingTest(Case):
         ends = ("", ""), ("\U0001f468", "a"), ("\u0915", "\n"), ("\u1100", "\u200b")
         for unit, (start, end) in itertools.product(["\r", *units.split()], ends):
             n = 1000 // len(unit)
-            ratio = seconds(revecho.reverse_text, start + unit * 4 * n + end)
-            ratio /= seconds(revecho.reverse_text, start + unit * n + end)
+            ratio = seconds(revecho.reverse_text, start + unit * 4 * n + end, times=3)
+            ratio /= seconds(revecho.reverse_text, start + unit * n + end, times=3)
             self.assertLess(ratio, 10, ascii(start + unit + end))  # 16 if it were quadratic
 
     @unittest.skipUnless(CPYTHON, "needs tracemalloc, which CPython has")
@@ -744,9 +744,9 @@ class ReversingTest(Case):
         self.assertLess(seconds(revecho.reverse_text, private), first / 2)
         tracemalloc.start()
         self.addCleanup(tracemalloc.stop)
-        for start in range(0x20000, 0x30000, 0x1000):
+        for start in range(0x20000, 0x28000, 0x1000):
             revecho.reverse_text("".join(map(chr, range(start, start + 0x1000))))
-        self.assertLess(tracemalloc.get_traced_memory()[0], 2_500_000)  # 5 million for all
+        self.assertLess(tracemalloc.get_traced_memory()[0], 1_700_000)  # 2.4 million for all
 
 
 # Cutting bytes into lines
@@ -769,7 +769,7 @@ class LinesTest(Case):
 
     def test_every_size_of_receive(self):
         for size in range(5, len(self.SESSION) + 1):  # max_line is also the most that is received
-            with revecho.running_server(max_line=size) as server:
+            with running_server(max_line=size) as server:
                 self.assertEqual(self.exchange(server, self.SESSION), self.ANSWER, size)
 
     def test_random_sessions_in_random_pieces(self):
@@ -1141,7 +1141,8 @@ class IdleTest(HeartCase):
             slow.sendall(b"more")
         self.assertEqual(receive(fast, len(error)), error)
         shut(fast)
-        server.server_close()  # it need not wait for longer
+        self.closing(server)  # in which sending on gives it no more time
+        self.advance(1)
         self.assertEqual(receive(slow), error)
 
     def test_respond_that_takes_longer_than_the_idle_timeout(self):
@@ -1608,7 +1609,7 @@ class StoppingTest(HeartCase):
                 while connection.recv(100):
                     connection.sendall(b"hello\n")
 
-        for _ in range(10):
+        for _ in range(5):
             server = self.serve(grace=LONG)
             for connection in self.crowd(8, server):
                 self.on_thread(ask_until_the_end, connection)
@@ -1902,7 +1903,7 @@ class StoppingTest(HeartCase):
                 self.join(thread)
             self.assertEqual(server.socket.fileno(), -1)
             server.serve_forever()  # returns at once
-        for _ in range(30):
+        for _ in range(10):
             with revecho.running_server(server_class=Server):
                 pass  # perhaps before the accepting thread has begun
 
@@ -2428,8 +2429,8 @@ class RequestTest(ClientCase):
         """By an error of 32 bytes; and before all is sent, even with a reset after the error."""
         for server, message, lengths in (
             (self.serve(max_line=10), "line longer than 10 bytes", (11, 31, 32, 33, 10_000_000)),
-            (self.other_server(lambda it: it.sendall(b"error: no\n")), "no", (50_000_000,)),
-            (self.other_server(lambda it: it.sendall(b"error: no\n") or 1), "no", (50_000_000,)),
+            (self.other_server(lambda it: it.sendall(b"error: no\n")), "no", (20_000_000,)),
+            (self.other_server(lambda it: it.sendall(b"error: no\n") or 1), "no", (20_000_000,)),
         ):
             for length in lengths:
                 with self.assertRaisesRegex(revecho.ReplyError, f"^error: {message};"):
@@ -2443,7 +2444,7 @@ class RequestTest(ClientCase):
                 connection.sendall(b"hello\n")
                 receive(connection)
 
-        address = self.other_server(answer_with(b"x" * 60_000_000 + b"\n"))
+        address = self.other_server(answer_with(b"x" * 20_000_000 + b"\n"))
         received = seconds(receive_hello, address, times=2)
         self.assertLess(seconds(self.request, "hello", address, times=2), 6 * received)
 
@@ -2458,7 +2459,7 @@ class StreamTest(ClientCase):
             b"ab\r\ncd\r",
             b"a\n :rorre\n :rorre",
             os.urandom(20_000).replace(b"\n", b"\n\n"),
-            b"".join(b"line %d\r\n \xc3\xa9\xff\n" % number for number in range(50_000)) + b"end",
+            b"".join(b"line %d\r\n \xc3\xa9\xff\n" % number for number in range(10_000)) + b"end",
         ):
             self.assertEqual(self.stream(lines, server), revecho.reverse_lines(lines))
 
@@ -2757,7 +2758,7 @@ class ServerCommandTest(Case):
             servers = [self.start_server(options, stderr=subprocess.PIPE) for _ in "12"]
             idle, busy = map(self.connect, servers)
             self.ask(idle)
-            busy.sendall(b"x" * (40 << 20) + b"\n")  # the reply to which fits in no buffers
+            busy.sendall(b"x" * (20 << 20) + b"\n")  # the reply to which fits in no buffers
             until(lambda busy=busy: readable(busy))
             for server in servers:
                 server.send_signal(number)
@@ -2847,7 +2848,7 @@ class ServerCommandTest(Case):
 
 
 class ClientCommandTest(Case):
-    LINES = b"".join(b"line %d\r\n \xc3\xa9\xff\n" % number for number in range(20_000))
+    LINES = b"".join(b"line %d\r\n \xc3\xa9\xff\n" % number for number in range(5000))
 
     def test_messages(self):
         client = f"client {to(self.serve())}"
@@ -3632,7 +3633,6 @@ class TLSClientTest(ClientCase):
         names = "none", "nonsense", "ours", "stranger"
         none, nonsense, ours, stranger = (certificates() / name for name in names)
         missing = "No such file or directory"
-        rows = []
         serve = f"server --port 0 --tls-cert {ours}"
         for command in ("client hello", "ping", "client", serve):
             for options, named, why in (
@@ -3643,9 +3643,9 @@ class TLSClientTest(ClientCase):
                 (f"--tls-cert {ours} --tls-key {none}", f"--tls-key {none}", missing),
                 (f"--tls-cert {ours} --tls-key {stranger}", "", "key values mismatch"),
             ):
-                message = rf"revecho: \S+: {named or options}: {why}\n"
-                rows.append((f"{command} {options}", b"", 1, message))
-        self.assert_all(*rows)
+                status, out, err = self.main(f"{command} {options}")
+                self.assertEqual((status, out), (1, ""))
+                self.assertRegex(err, rf"\Arevecho: \S+: {named or options}: {why}\n\Z")
         for command in ("client", "ping", "server"):
             result, _, err = self.main(f"{command} --tls-key {ours}")
             self.assertEqual(result, 2)
