@@ -67,9 +67,6 @@ import unicodedata
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO, Callable
 
-if TYPE_CHECKING:  # a program that uses no TLS need not wait for this
-    import ssl
-
 with contextlib.suppress(ImportError):  # Windows has neither
     import fcntl
     import termios
@@ -1586,8 +1583,6 @@ def _handling(handler: Any, *numbers: int) -> Iterator[None]:
 def _run_server(args: argparse.Namespace) -> int:
     if args.reuse_port and not hasattr(socket, "SO_REUSEPORT"):
         args.error("--reuse-port is not supported on this system")
-    if args.tls_ca and not args.tls_cert:
-        args.error("--tls-ca needs a --tls-cert")
     ended: queue.SimpleQueue[None] = queue.SimpleQueue()  # safe in a signal's handler, unlike Event
 
     def stop(*_: Any) -> None:
@@ -1783,6 +1778,7 @@ def _typed(prompt: str) -> Iterator[str]:
 
 
 # ---- The command line: ping ----------------------------------------------------------------------
+
 
 def _run_ping(args: argparse.Namespace) -> int:
     if args.target:
