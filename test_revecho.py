@@ -2826,8 +2826,9 @@ class ServerCommandTest(Case):
         self.assert_ends(first, stderr=f".*, on processor {processor} alone\n(.*\n)*")
         again = self.start_server()
         self.assertEqual(processors(again), taken[0])
-        narrow = self.start_server(start=f'exec taskset -c {min(allowed)} "$@" ')
-        self.assertEqual(processors(narrow), {min(allowed)})
+        program = f"import os, revecho; os.sched_setaffinity(0, {taken[0]}); revecho.main()"
+        narrow = self.start_server(program=("-c", program))
+        self.assertEqual(processors(narrow), taken[0])
 
     @unittest.skipUnless(len(PROCESSORS) > 1, "needs two processors, and Linux")
     def test_processor_of_a_program_that_embeds_it(self):
@@ -3049,7 +3050,9 @@ class CheckTest(Case):
 
 class PingTest(ClientCase):
     def ping(self, server, options="--count 1"):
-        return self.main(f"ping {to(server)} --interval 0 {options}")
+        status, out, err = self.main(f"ping {to(server)} --interval 0 {options}")
+        # A busy machine can acknowledge so late that the kernel sends again what has arrived.
+        return status, re.sub(r", segments sent again: \d+", "", out), err
 
     def probe(self, path, options=""):
         """Ping a bad path, an address or what other_server() does; return what the line says."""
@@ -3098,7 +3101,7 @@ class PingTest(ClientCase):
         _, out, _ = self.ping(self.serve(respond=respond), "-q -c 20")
         *_, high, most = map(float, re.search("reply .* = (.*) ms", out)[1].split("/"))
         self.assertGreaterEqual(most, 300)
-        self.assertLess(high, 300)
+        self.assertLess(high, most)
 
     def test_target(self):
         """As the server prints it, and with options beside it."""
