@@ -421,29 +421,23 @@ class ReverseHandler(socketserver.StreamRequestHandler):
     _nothing_to_drain = False  # has the peer ended, or paused at a stop, or is it not worth it?
 
     def __init__(self, request: Any, client_address: Any, server: Any) -> None:
-        """Live the whole life of the connection, instead of what socketserver does here."""
-        self.request, self.client_address, self.server = request, client_address, server
-        self.setup()
+        """Live the whole life of the connection."""
+        self._opened_at = time.monotonic()
+        self._idle_timeout = server.idle_timeout or math.inf
+        self._idle_at = self._opened_at + self._idle_timeout  # by then a line has to be answered
+        # Bytes to receive at a time, for _Lines at most max_line.  To ask for more takes memory.
+        self._size = min(1024, server.max_line)
+        log.info("%s connected", _address(client_address))
         try:
-            self.handle()
+            super().__init__(request, client_address, server)  # calls setup(), handle(), finish()
         except CloseConnection as end:
             self._why = end.why
             with contextlib.suppress(CloseConnection):
                 self.send(end.reply)
         except Exception:
-            server.handle_error(request, client_address)  # now, as finish() can take its time
+            server.handle_error(request, client_address)  # now, as the rest can take its time
         finally:
-            self.finish()
-
-    def setup(self) -> None:
-        """Prepare for handle().  The server knows the connection already."""
-        super().setup()
-        self._opened_at = time.monotonic()
-        self._idle_timeout = self.server.idle_timeout or math.inf
-        self._idle_at = self._opened_at + self._idle_timeout  # by then a line has to be answered
-        # Bytes to receive at a time, for _Lines at most max_line.  To ask for more takes memory.
-        self._size = min(1024, self.server.max_line)
-        log.info("%s connected", _address(self.client_address))
+            self._leave()
 
     def handle(self) -> None:
         """Answer line after line, until the peer ends its side, or a limit or the server does."""
@@ -521,9 +515,8 @@ class ReverseHandler(socketserver.StreamRequestHandler):
         self._sent += len(data)
         self._idle_at = time.monotonic() + self._idle_timeout
 
-    def finish(self) -> None:
-        """See to it that what was sent last arrives."""
-        super().finish()
+    def _leave(self) -> None:
+        """See to it that what was sent last arrives, and say that the connection is over."""
         if hasattr(self.request, "unwrap"):  # TLS has a farewell of its own ...
             with contextlib.suppress(OSError, ValueError):  # ... once the handshake is done
                 self.request.setblocking(False)  # it does not wait for the peer's
@@ -652,6 +645,14 @@ class _Connections(set[socket.socket]):
             self.changed.wait_for(condition, max(0, until - time.monotonic()))
 
 
+def _held(lock: Any) -> bool:
+    """Tell whether this thread holds an RLock."""
+    with contextlib.suppress(RuntimeError):  # if it does not
+        threading.Condition(lock).notify()
+        return True
+    return False
+
+
 class _NotAcceptingError(Exception):
     """Ends serve_forever(), which an OSError would not do."""
 
@@ -705,7 +706,6 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         self.connections = _Connections()
         self._workers = _Workers(self.process_request_thread)
         self._accepting, self._closing = threading.RLock(), threading.RLock()
-        self._acceptors: set[threading.Thread] = set()  # those in serve_forever()
         self._next_look = 0.0
         self._crowded_at = -math.inf  # when others last had to wait
         self.address_family, address = _resolve(*server_address[:2])
@@ -732,33 +732,29 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         It looks for that every *poll_interval* seconds.  Raises OSError if the listening socket is
         broken.
         """
-        with self._on_this_thread():
-            if not self.stopping:
-                super().serve_forever(poll_interval)
+        self._accept(super().serve_forever, poll_interval)
 
     def handle_request(self) -> None:
         """Serve one connection; call handle_timeout() if none comes for `timeout` seconds."""
-        # The inherited method takes the timeout of the listener, 0, for the one that is meant.
-        with self._on_this_thread():
-            if not self.stopping:
-                ready = _ready({self.socket: _READ, self.stop_signal: _READ}, self.timeout)
-                if self.socket in ready:
-                    self._handle_request_noblock()
-                elif not ready:
-                    self.handle_timeout()
+        self._accept(self._accept_one)
 
-    @contextlib.contextmanager
-    def _on_this_thread(self) -> Iterator[None]:
-        """Accept within the block; server_close() waits for its end."""
-        self._acceptors.add(threading.current_thread())
+    def _accept_one(self) -> None:
+        # The inherited method takes the timeout of the listener, 0, for the one that is meant.
+        ready = _ready({self.socket: _READ, self.stop_signal: _READ}, self.timeout)
+        if self.socket in ready:
+            self._handle_request_noblock()
+        elif not ready:
+            self.handle_timeout()
+
+    def _accept(self, accept: Callable[..., None], *arguments: Any) -> None:
+        """Call *accept*, for the end of which server_close() waits."""
         try:
             with self._accepting:
-                yield
+                if not self.stopping:
+                    accept(*arguments)
         except _NotAcceptingError as error:
             if not self.stopping and error.__cause__:
                 raise error.__cause__ from None
-        finally:
-            self._acceptors.discard(threading.current_thread())
 
     def service_actions(self) -> None:
         """Between two connections: look for a stop (call this) and, now and then, idle threads."""
@@ -770,7 +766,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
             self._workers.end_idle()
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept a connection, when there is room and a thread for it; OSError if not."""
+        """Accept a connection, when there is room and a thread for it (call this); else OSError."""
         while True:
             count = len(self.connections)
             try:
@@ -852,15 +848,17 @@ class ReverseServer(socketserver.ThreadingTCPServer):
     def server_close(self) -> None:
         """Stop listening, answer every line that has been received, and close everything.
 
-        Takes as long as that takes, at most little more than the grace, if get_request() and
-        verify_request() do not hang.  Any number of calls, also by several threads, do no harm.
-        Raises RuntimeError on a thread that it would wait for: in respond(), say.
+        Takes as long as that takes, at most little more than the grace and the poll_interval of
+        serve_forever(), if get_request() and verify_request() do not hang.  Any number of calls,
+        also by several threads, do no harm.  Raises RuntimeError on a thread that it would wait
+        for: in respond(), say.
         """
-        thread = threading.current_thread()
-        if thread in self._acceptors or thread in self._workers:
+        if _held(self._closing):  # a signal's handler calls this in the midst of it
+            return
+        if _held(self._accepting) or threading.current_thread() in self._workers:
             raise RuntimeError("server_close() would wait for the thread that calls it")
         with self._closing:
-            if self.stopping:  # all done; or a signal's handler calls this in the midst of it
+            if self.stopping:  # all done
                 return
             try:
                 self._tell_all_to_stop(self.grace)

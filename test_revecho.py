@@ -922,6 +922,33 @@ class ConnectionTest(HeartCase):
         self.assertEqual(self.exchange(server, b"1\n2\n"), b"1\n2\nserved\n")
         self.assertEqual(self.warned(), [])
 
+    def test_an_end_in_setup_or_finish(self):
+        """It is as polite there; and a server that stops is no failure of theirs."""
+
+        def setup(handler):
+            Handler.setup(handler)
+            handler.send(b"name?\n")
+            if handler.receive() != b"me\n":
+                raise revecho.ProtocolError("go away")
+            handler.send(b"hello, me\n")
+
+        def finish(handler):
+            handler.send(b"bye\n")
+            Handler.finish(handler)
+
+        server = self.serve(setup=setup, finish=finish)
+        self.assertEqual(self.exchange(server, b"you\n"), b"name?\nerror: go away\n")
+        connection = self.connect(server, b"me\n")
+        self.assertEqual(receive(connection, 16), b"name?\nhello, me\n")
+        half_close(connection)
+        self.assertEqual(receive(connection), b"bye\n")
+        with self.connect(server) as connection:
+            self.assertEqual(receive(connection, 6), b"name?\n")
+            server.server_close()
+            self.assertEqual(receive(connection), b"")
+        self.assertRegex(self.logged()[-1], " gone .*: stopping$")
+        self.assertEqual(self.warned(), [])
+
     def test_an_error_for_a_peer_that_has_gone(self):
         def refuse(*_):
             raise revecho.ProtocolError("no")
@@ -1450,23 +1477,36 @@ class ServerTest(Case):
             breaking(server.socket)
             self.assertIsInstance(outcome.get(timeout=LIMIT), int)
 
-    def test_an_interrupt_at_any_step(self):
-        """Ctrl-C in a program whose main thread serves leaves no connection behind."""
-        for step in ("get_request", "verify_request", "process_request"):
+    def test_an_interrupt_at_any_line(self):
+        """Ctrl-C in a program whose main thread serves leaves nothing behind."""
 
-            def interrupt(server, *arguments, step=step):
-                if step != "verify_request":
-                    getattr(Server, step)(server, *arguments)
-                raise KeyboardInterrupt
+        def trace_until(count):  # as if the signal came then
+            lines = itertools.count(1)
 
-            interrupted = subclass(Server, **{step: interrupt})
-            with self.subTest(step), interrupted(("127.0.0.1", 0), Handler, grace=LIMIT) as server:
-                connection = self.connect(server)
-                with warnings.catch_warnings(), self.assertRaises(KeyboardInterrupt):
-                    warnings.simplefilter("ignore", ResourceWarning)
-                    server.serve_forever()
-                gc.collect()
-                self.assertEqual(receive_until_gone(connection), b"")
+            def trace(frame, event, _):
+                if frame.f_code.co_filename != revecho.__file__:
+                    return None
+                if event == "line" and next(lines) == count:
+                    raise KeyboardInterrupt
+                return trace
+
+            return trace
+
+        before = held()
+        for count in range(1, 47):  # then it only looks around again and again
+            with self.subTest(count), Server(("127.0.0.1", 0), Handler, grace=LIMIT) as server:
+                with socket.create_connection(at(server), LIMIT) as connection:
+                    with warnings.catch_warnings(), self.assertRaises(KeyboardInterrupt):
+                        warnings.simplefilter("ignore", ResourceWarning)
+                        sys.settrace(trace_until(count))
+                        try:
+                            server.serve_forever()
+                        finally:
+                            sys.settrace(None)
+                    gc.collect()
+                    server.server_close()
+                    self.assertEqual(receive_until_gone(connection), b"")
+        until(lambda: given_back(before))
 
     def test_shutdown_only_pauses(self):
         with revecho.ReverseServer(("127.0.0.1", 0)) as server:
@@ -1956,6 +1996,7 @@ def without(*names):
 
 class ConnectionTlsTest(
     without("a_handler_that_raises", "close_connection", "protocol_error", "memory", "drain"),
+    without("an_end_in_setup_or_finish"),
     without("error_arrives_though_the_client_goes_on_sending", "pipelining_without_end"),
     without("socket_of_a_connection", "binary_frames", "handle_can_be_overridden"),
     without("respond_can_be_overridden", "log_of_a_connection"),
