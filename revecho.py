@@ -416,6 +416,7 @@ class ReverseHandler(socketserver.StreamRequestHandler):
     patience = 0.25  # seconds that a receive or a send waits in the kernel before _wait() does
     drain_quiet, drain_time, drain_limit = 0.5, 5.0, 1 << 30  # seconds, seconds, bytes: _drain()
     _socket: socket.socket | None = None  # request, once it has been made patient
+    _idle_at = math.inf  # by then a line has to be answered, by time.monotonic()
     _sent = 0  # bytes
     _why = "the handler ended it"  # why the connection ended, for the log; empty if the peer did it
     _nothing_to_drain = False  # has the peer ended, or paused at a stop, or is it not worth it?
@@ -423,8 +424,6 @@ class ReverseHandler(socketserver.StreamRequestHandler):
     def __init__(self, request: Any, client_address: Any, server: Any) -> None:
         """Live the whole life of the connection."""
         self._opened_at = time.monotonic()
-        self._idle_timeout = server.idle_timeout or math.inf
-        self._idle_at = self._opened_at + self._idle_timeout  # by then a line has to be answered
         # Bytes to receive at a time, for _Lines at most max_line.  To ask for more takes memory.
         self._size = min(1024, server.max_line)
         log.info("%s connected", _address(client_address))
@@ -435,6 +434,7 @@ class ReverseHandler(socketserver.StreamRequestHandler):
             with contextlib.suppress(CloseConnection):
                 self.send(end.reply)
         except Exception:
+            self._why = "the handler failed"
             server.handle_error(request, client_address)  # now, as the rest can take its time
         finally:
             self._leave()
@@ -477,11 +477,12 @@ class ReverseHandler(socketserver.StreamRequestHandler):
         has been received.
         """
         connection = self._socket or self._be_patient()
+        if time.monotonic() >= self._idle_at:  # for a peer that drips, but never lets us wait
+            self._seconds_left(_READ)  # raises, as there are none
         while True:
             stopping = self.server.stopping  # to be asked before the receive: see _wait()
             if stopping:
                 connection.setblocking(False)  # for what has arrived, and no more
-            if stopping or time.monotonic() >= self._idle_at:
                 self._seconds_left(_READ)  # raises if there are none
             try:
                 data = connection.recv(self._size)
@@ -501,8 +502,8 @@ class ReverseHandler(socketserver.StreamRequestHandler):
         Raises CloseConnection, as receive() does, if that is not enough, or the connection broke.
         A stop of the server only leaves it no more than the grace.
         """
-        self._idle_at = time.monotonic() + self._idle_timeout  # what has passed was ours
         connection, unsent = self._socket or self._be_patient(), memoryview(data)
+        self._idle_at = time.monotonic() + self._idle_timeout  # what has passed was ours
         while unsent:
             try:
                 count = connection.send(unsent)
@@ -510,9 +511,9 @@ class ReverseHandler(socketserver.StreamRequestHandler):
                 self._wait(self._awaited(error, _WRITE), self.server.stopping)
                 continue
             unsent = unsent[count:]
+            self._sent += count
             if unsent:
                 self._seconds_left(_WRITE)  # raises if there are none
-        self._sent += len(data)
         self._idle_at = time.monotonic() + self._idle_timeout
 
     def _leave(self) -> None:
@@ -539,6 +540,8 @@ class ReverseHandler(socketserver.StreamRequestHandler):
         else:
             self.request.setblocking(False)
         self._socket = self.request
+        self._idle_timeout = self.server.idle_timeout or math.inf
+        self._idle_at = time.monotonic() + self._idle_timeout
         return self.request
 
     def _awaited(self, error: OSError, event: int) -> int:
@@ -566,7 +569,8 @@ class ReverseHandler(socketserver.StreamRequestHandler):
                 raise CloseConnection(why="stopping")
             wanted[self.server.stop_signal] = _READ
         with contextlib.suppress(ValueError):  # one of them is closed: the next try will tell
-            _ready(wanted, min(self._seconds_left(event), _LONGEST_WAIT))
+            if not _ready(wanted, min(self._seconds_left(event), _LONGEST_WAIT)):
+                self._seconds_left(event)  # raises if there are none
 
     def _seconds_left(self, event: int) -> float:
         """Return how long the peer may still take; raise CloseConnection if its time is over."""
@@ -673,10 +677,11 @@ class ReverseServer(socketserver.ThreadingTCPServer):
     grace            seconds for finishing what has been received when the server stops
     ssl_context      an ssl.SSLContext for all connections; None means no TLS
     connections      those that are open; len(server.connections) tells how many
-    stop_signal      a socket that is readable from the moment when the server stops
+    stop_signal      a socket that is readable from the moment when the server stops, until it is
+                     closed at the end of that
 
-    Raises OSError if it cannot listen there, OverflowError for a port and ValueError for a limit
-    out of range.
+    Raises OSError if it cannot listen there, or with that context, OverflowError for a port and
+    ValueError for a limit out of range.
     """
 
     server_address: tuple[str, int]  # and two numbers more for IPv6
@@ -703,6 +708,10 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         self.idle_timeout = _limit("idle_timeout", idle_timeout)
         self.grace = _limit("grace", grace)
         self.ssl_context = ssl_context
+        if ssl_context:  # one for a client would fail at each connection
+            import ssl
+
+            ssl_context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True)
         self.connections = _Connections()
         self._workers = _Workers(self.process_request_thread)
         self._accepting, self._closing = threading.RLock(), threading.RLock()
@@ -745,6 +754,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
             self._handle_request_noblock()
         elif not ready:
             self.handle_timeout()
+        self.service_actions()
 
     def _accept(self, accept: Callable[..., None], *arguments: Any) -> None:
         """Call *accept*, for the end of which server_close() waits."""
@@ -829,7 +839,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
                 self.shutdown_request(request)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Let a worker serve the connection, which is open from now on."""
+        """Let a worker serve the connection, which is open from now on (call this)."""
         self.connections.open(request)
         self._workers.hand_over(request, client_address)
 
@@ -858,24 +868,27 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         if _held(self._accepting) or threading.current_thread() in self._workers:
             raise RuntimeError("server_close() would wait for the thread that calls it")
         with self._closing:
-            if self.stopping:  # all done
-                return
-            try:
-                self._tell_all_to_stop(self.grace)
-                with self._accepting:  # when serve_forever() is out
-                    self._serve_the_listen_queue()
-                    super().server_close()  # closes the listener
-                self.connections.wait(lambda: not self.connections, self.open_until)
-            finally:  # also where Ctrl-C interrupts this; a second one may interrupt that
-                self._tell_all_to_stop(0)
-                self._close_sockets()
-                with self._accepting:  # now nobody accepts any more
-                    self.connections.cut()
-                    self._workers.end(time.monotonic() + self.look_interval)
+            self._stop()
+
+    def _stop(self) -> None:
+        """Do what server_close() says; what has been done already takes no time."""
+        try:
+            self._tell_all_to_stop(self.grace)
+            with self._accepting:  # when serve_forever() is out
+                self._serve_the_listen_queue()
+                super().server_close()  # closes the listener
+            self.connections.wait(lambda: not self.connections, self.open_until)
+        finally:  # also where Ctrl-C interrupts this; what another one leaves is for another call
+            self._tell_all_to_stop(0)
+            self._close_sockets()
+            with self._accepting:  # now nobody accepts any more
+                self.connections.cut()
+                self._workers.end(self.open_until + self.look_interval)
 
     def _tell_all_to_stop(self, grace: float) -> None:
-        self.open_until = time.monotonic() + grace
-        self.receive_until = self.open_until - 0.1 * grace  # the rest is for sending and draining
+        self.open_until = min(self.open_until, time.monotonic() + grace)
+        # The rest is for sending and draining.
+        self.receive_until = min(self.receive_until, self.open_until - 0.1 * grace)
         self.stopping = True
         self._far_end.close()
 
