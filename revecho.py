@@ -54,6 +54,7 @@ import logging
 import math
 import os
 import queue
+import random
 import re
 import selectors
 import signal
@@ -312,7 +313,9 @@ def _in_words(error: OSError) -> str:
     words: str = getattr(error, "verify_message", "")  # of a certificate that is not accepted
     code = getattr(error, "reason", None) or ""
     if code in ("WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"):
-        words = "the other end speaks no TLS"
+        words = "what came is no TLS"
+    elif "PEM" in str(error):
+        words = "no certificate with its key, in PEM"
     return words or code.replace("_", " ").lower() or error.strerror or str(error)
 
 
@@ -989,6 +992,7 @@ class _Connection:
         self.failed: list[str] = []  # those tried before it, and why they failed
         self.socket: Any = None  # until there is an address to try
         self.tls: Any = None  # an ssl.SSLObject between the socket and us
+        self.more = False  # may TLS have more for us than the socket, which has given it all?
         self.unsent = memoryview(b"")  # what the socket has not taken yet
         self.broken = ""  # how, if it is
 
@@ -1009,7 +1013,7 @@ class _Connection:
                 self._done("tls")
             self.missing = ""
         except OSError as error:
-            if not error.errno:  # it is we who waited no longer
+            if isinstance(error, TimeoutError) and not error.errno:  # we waited no longer
                 raise TimeoutError(f"{self.missing}: {error}") from None
             error.strerror = f"{self.missing}: {_in_words(error)}"
             raise
@@ -1050,6 +1054,7 @@ class _Connection:
         self.tls = self.ssl_context.wrap_bio(
             self._received, self._to_send, server_hostname=self.host
         )
+        self.more = True  # the server may say something with the end of the handshake
         while True:
             self.socket.settimeout(max(0.001, deadline - time.monotonic()))
             try:
@@ -1085,22 +1090,25 @@ class _Connection:
     def receive(self) -> bytes | None:
         """Return what has come, b"" at the end, or None if nothing has."""
         data: bytes | None = self._try(self.socket.recv, _BLOCK, b"")
-        return self._try(self._decrypt, data, b"") if self.tls and data else data
+        return self._try(self._decrypt, data, b"") if self.tls else data
 
-    def _decrypt(self, data: bytes) -> bytes | None:
+    def _decrypt(self, data: bytes | None) -> bytes | None:
         import ssl
 
-        self._received.write(data)
+        self._received.write(data or b"")
         text = b""
         try:
             while some := self.tls.read(_BLOCK):
                 text += some
+        except ssl.SSLZeroReturnError:
+            data = b""
         except ssl.SSLWantReadError:
-            return text or None
-        except ssl.SSLError as error:
-            if not text and not isinstance(error, ssl.SSLZeroReturnError):  # which is the end
+            data = None if data else data  # b"" is the end of the connection
+        except ssl.SSLError:
+            if not text:
                 raise
-        return text
+        self.more = bool(text)  # then the end, or an error, may stand behind it
+        return text or data
 
     def _try(self, call: Callable[[Any], Any], argument: Any, if_broken: Any) -> Any:
         try:
@@ -1205,17 +1213,19 @@ class _Owed:
             return f"more than the reply {place}"
         due = bytes(self.last[:at] + self.replies[: self.replies.find(b"\n") + 1 or None])
         # What came, reversed, is the end of the reply, or all of it?  40 bytes are no chance.
-        echo = due.rstrip(b"\r\n").endswith(reverse_lines(bytes(self.last)).rstrip(b"\r\n"))
-        kind = "an echo" if echo and len(self.last) >= min(len(due), 40) else "not the reverse"
+        mirrored, reply = reverse_lines(bytes(self.last)).rstrip(b"\r\n"), due.rstrip(b"\r\n")
+        echo = reply.endswith(mirrored) and len(mirrored) >= min(len(reply), 40)
+        kind = "an echo" if echo else "not the reverse"
         return f"{kind} {place}, {_quote(due, at)} should have come"
 
     def error(self, what: str, kind: type[OSError] = ReplyError) -> OSError:
         """Return an error that says *what* is wrong; or the server's own, if it has sent one."""
         lines, came = self.lines, self.came
-        if not self.unfinished() and self.last.startswith(b"error: "):
+        if self.last.startswith(b"error: "):
             what = self.last[:200].partition(b"\n")[0].decode("utf-8", "replace")
             what = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in what)
-            kind, lines, came = ReplyError, lines - 1, came - len(self.last)
+            kind, came = ReplyError, came - len(self.last)
+            lines -= not self.unfinished()
         if kind is _WrongReplyError or (kind is TimeoutError and self.line and not came):
             return kind(what)  # which says it all
         if not self.line:
@@ -1259,11 +1269,46 @@ def _no_reply(connection: _Connection, owed: _Owed, within: str = "") -> str:
     return f"{text}; {share} {what} acknowledged"
 
 
+class _Feed:
+    """What *source* has, read on a thread of its own.
+
+    So one can wait for it and for the server at the same time, whatever kind of file it is.
+    """
+
+    def __init__(self, source: BinaryIO) -> None:
+        # Not to wait for a full block, where possible:
+        self._read = source.read1 if hasattr(source, "read1") else source.read
+        self._failure: BaseException | None = None
+        self._far_end, self.socket = socket.socketpair()
+        self._far_end.settimeout(None)  # whatever socket.setdefaulttimeout() says
+        threading.Thread(target=self._copy, daemon=True).start()  # a read may never end
+
+    def _copy(self) -> None:
+        with self._far_end:
+            try:
+                while data := self._read(_BLOCK):
+                    self._far_end.sendall(data)
+                if data is None:
+                    self._failure = BlockingIOError(errno.EAGAIN, "the source has no input now")
+            except BaseException as error:
+                self._failure = error
+
+    def receive(self) -> bytes:
+        """Return what was read, b"" at the end; raise what the source has raised instead."""
+        data = self.socket.recv(_BLOCK)
+        if not data and self._failure:
+            raise self._failure
+        return data
+
+    def close(self) -> None:
+        self.socket.close()
+
+
 def _exchange(
     connection: _Connection,
     owed: _Owed,
     write: Callable[[bytes], Any],
-    feed: socket.socket | None = None,
+    feed: _Feed | None = None,
 ) -> None:
     """Send the one line, or what *feed* has, and *write* what comes, until nothing is owed.
 
@@ -1275,66 +1320,38 @@ def _exchange(
     while (due := owed.due()) or feed:
         wanted: dict[Any, int] = {connection.socket: _READ | _WRITE * bool(connection.unsent)}
         if feed and not connection.unsent and owed.owed - owed.came < _LARGE:
-            wanted[feed] = _READ
+            wanted[feed.socket] = _READ
         # While nothing is expected of the server, the feed may take its time.
-        limited = due or connection.unsent
-        ready = _ready(wanted, max(0, late_at - time.monotonic()) if limited else None)
-        if not ready:
+        left = max(0, late_at - time.monotonic()) if due or connection.unsent else None
+        ready = _ready(wanted, 0 if connection.more else left)
+        if not (ready or connection.more) or (owed.line and not left):
             within = f" within {connection.timeout:g} s"
             raise owed.error(_no_reply(connection, owed, within), TimeoutError)
-        if feed and feed in ready and not _pass_on(feed, connection, owed):
+        if feed and feed.socket in ready and not _pass_on(feed, connection, owed):
             feed = None
         elif connection.unsent:
             connection.send()
-        came = connection.receive() if ready.get(connection.socket, 0) & _READ else None
+        readable = connection.more or ready.get(connection.socket, 0) & _READ
+        came = connection.receive() if readable else None
         if came:
             write(came)
             owed.take(came)
         elif came is not None and (owed.due() or feed):
-            early = "" if owed.due() else " before the input did"
-            raise owed.error((connection.broken or "the connection ended") + early)
+            ended = "the connection ended" + " before the input did" * (not owed.due())
+            raise owed.error(connection.broken or ended)
         if not owed.line and (came or not due):
             late_at = time.monotonic() + connection.timeout
 
 
-def _pass_on(feed: socket.socket, connection: _Connection, owed: _Owed) -> bool:
+def _pass_on(feed: _Feed, connection: _Connection, owed: _Owed) -> bool:
     """Pass on what *feed* has; tell whether it had not ended."""
-    data = feed.recv(_BLOCK)
+    data = feed.receive()
     unfinished = owed.add(data)
     if data:
         connection.give(data)
     elif unfinished:  # else not: many relays take the end of one side for the end of both
         connection.end()
     return bool(data)
-
-
-@contextlib.contextmanager
-def _reading(source: BinaryIO) -> Iterator[socket.socket]:
-    """Read *source* on a thread of its own; yield a socket from which to receive what was read.
-
-    So one can wait for it and for the server at the same time, whatever kind of file it is.
-    """
-    # Not to wait for a full block, where possible:
-    read = source.read1 if hasattr(source, "read1") else source.read
-    failures: list[BaseException] = []
-    far_end, near_end = socket.socketpair()
-    far_end.settimeout(None)  # whatever socket.setdefaulttimeout() says
-
-    def copy() -> None:
-        with far_end:
-            try:
-                while data := read(_BLOCK):
-                    far_end.sendall(data)
-                if data is None:
-                    failures.append(BlockingIOError(errno.EAGAIN, "the source has no input now"))
-            except BaseException as error:
-                failures.append(error)
-
-    with near_end:
-        threading.Thread(target=copy, daemon=True).start()  # nobody can end a read of a terminal
-        yield near_end
-    if failures:
-        raise failures[0]
 
 
 def _write(sink: BinaryIO, data: bytes) -> None:
@@ -1365,7 +1382,7 @@ def _talk(
     """Open the connection, exchange what is owed, and close it."""
     with contextlib.closing(connection):
         connection.open()
-        with _reading(source) if source else contextlib.nullcontext() as feed:
+        with contextlib.closing(_Feed(source)) if source else contextlib.nullcontext() as feed:
             _exchange(connection, owed, write, feed)
 
 
@@ -1436,7 +1453,8 @@ def stream(
 def main(argv: list[str] | None = None) -> int:
     """Run the command line *argv*, or sys.argv, and return the exit status.
 
-    0 done; 1 the connection failed or ended early, or what came was wrong; 130 interrupted.
+    0 done; 1 the connection failed or ended early, or what came was wrong; 130 interrupted, but
+    for ping, which sums up then.
     Raises SystemExit with 2 for wrong usage, as argparse does.
     """
     if sys.stderr is None:  # it is closed, and without it print() takes standard output
@@ -1445,8 +1463,9 @@ def main(argv: list[str] | None = None) -> int:
     if unknown:  # argparse itself would show how to use revecho, not the command
         args.error(f"unrecognized arguments: {' '.join(unknown)}")
     serves, files = args.run is _run_server, (args.tls_cert, args.tls_key, args.tls_ca)
-    if not args.tls_cert and (args.tls_key or (serves and args.tls_ca)):
-        args.error("without --tls-cert there is no use for --tls-key, nor at a server for --tls-ca")
+    for option, needs_it in ("--tls-key", args.tls_key), ("--tls-ca", serves and args.tls_ca):
+        if needs_it and not args.tls_cert:
+            args.error(f"{option} needs a --tls-cert")
     try:
         _require(sys.stdout, "standard output")
         if args.tls or any(files):
@@ -1652,7 +1671,9 @@ def _on_one_processor() -> Iterator[str]:
         if len(allowed) > 1:
             with contextlib.suppress(OSError):  # where the system forbids it
                 name = until_the_end.enter_context(socket.socket(socket.AF_UNIX))
-                for turn, processor in itertools.product(range(100), sorted(allowed)):
+                # In a random order: the servers in other containers do not see these names.
+                order = random.sample(sorted(allowed), len(allowed))
+                for turn, processor in itertools.product(range(100), order):
                     with contextlib.suppress(OSError):  # another process has this name
                         name.bind(f"\0revecho/{processor}/{turn}")
                         break
@@ -1702,10 +1723,21 @@ def _send_messages(args: argparse.Namespace) -> None:
 def _filter(args: argparse.Namespace) -> None:
     _require(sys.stdin, "standard input")
     owed = _Compared() if args.check else _Owed()
-    with open(0, "rb", 0, closefd=False) as source, open(1, "wb", 0, closefd=False) as sink:
+    with _Input(0, closefd=False) as source, open(1, "wb", 0, closefd=False) as sink:
         write = _writing()(functools.partial(_write, sink))
         with _progress(owed):
             _talk(_connection(args), owed, write, source)
+
+
+class _Input(io.FileIO):
+    """Lets an error of standard input not pass for one of the connection."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        try:
+            return super().read(size)
+        except OSError as error:
+            error.strerror = f"standard input: {error.strerror}"
+            raise
 
 
 @contextlib.contextmanager
@@ -1721,7 +1753,7 @@ def _writing() -> Iterator[None]:
 
 def _forget(file: Any) -> None:
     """Drop what a standard stream cannot write: at exit Python would try again, and complain."""
-    with contextlib.suppress(OSError), open(os.devnull, "wb") as nothing:
+    with contextlib.suppress(OSError, AttributeError), open(os.devnull, "wb") as nothing:
         os.dup2(nothing.fileno(), file.fileno())
 
 
@@ -1795,7 +1827,8 @@ def _run_ping(args: argparse.Namespace) -> int:
     if args.target:
         args.host, args.port = args.target[0], args.target[1] or args.port
     probes, due_at = _Probes(args), time.monotonic()
-    with _handling(signal.default_int_handler, signal.SIGTERM):
+    interrupting = _handling(signal.default_int_handler, signal.SIGTERM)
+    with contextlib.suppress(BrokenPipeError), interrupting:  # nobody may read all of the output
         with contextlib.suppress(KeyboardInterrupt), contextlib.closing(probes):
             while not probes.waiting and probes.sent() != args.count:
                 time.sleep(max(0, due_at - time.monotonic()))
@@ -1879,9 +1912,10 @@ class _Probes:
 
 
 def _random_line(size: int) -> bytes:
-    """Return a line of ASCII and of all bytes that are no part of any UTF-8, so each a character.
+    """Return a line of ASCII and of bytes that are no part of any UTF-8, so each is a character.
 
-    A path that is not clean for eight bits does not bring them back.
+    From a size of 26 on it has all of those.  A path that is not clean for eight bits does not
+    bring them back.
     """
     others = bytes([0xC0, 0xC1, *range(0xF5, 0x100)])
     table = 2 * (bytes({*range(128)} - {*b"\r\n"}) + others)
