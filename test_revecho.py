@@ -133,9 +133,12 @@ def receive(connection, size=1 << 40):
 
 def receive_until_gone(connection):
     """Receive all there is, whether the connection is ended or reset."""
-    with contextlib.suppress(ConnectionError):
+    try:
         return receive(connection)
-    return b""
+    except OSError as error:
+        if not isinstance(error, ConnectionError) and type(error).__name__ != "SSLEOFError":
+            raise
+        return b""
 
 
 def reset(connection):
