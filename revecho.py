@@ -37,8 +37,8 @@ What is where, each part made of those above it:
     Appendix           grapheme clusters for Python before 3.15
 
 Three kinds of threads run in the server.  One accepts, in serve_forever().  A worker serves each
-connection; nobody else receives, sends or closes there, and nobody wakes it but its peer or
-stop_signal.  And whichever calls server_close() tells both to stop, waits for them, and cuts the
+connection; nobody else receives, sends or closes there, and what it waits for is its peer or
+stop_signal.  The thread that calls server_close() tells both to stop, waits for them, and cuts the
 connections that are left when the grace is over.
 """
 
@@ -422,7 +422,7 @@ class ReverseHandler(socketserver.StreamRequestHandler):
     _idle_at = math.inf  # by then a line has to be answered, by time.monotonic()
     _sent = 0  # bytes
     _why = "the handler ended it"  # why the connection ended, for the log; empty if the peer did it
-    _nothing_to_drain = False  # has the peer ended, or paused at a stop, or is it not worth it?
+    _nothing_to_drain = False  # true when the peer has ended, or can get nothing any more
 
     def __init__(self, request: Any, client_address: Any, server: Any) -> None:
         """Live the whole life of the connection."""
@@ -624,9 +624,10 @@ class _Connections(set[socket.socket]):
 
     def __init__(self) -> None:
         super().__init__()
-        # Not the Condition's own: it is entered in Python, where Ctrl-C could leave it locked.
+        # Not to be taken by `with self.changed`: that is Python code, in the midst of which Ctrl-C
+        # would leave it locked.
         self.lock = threading.RLock()
-        self.changed = threading.Condition(self.lock)  # one is closed
+        self.changed = threading.Condition(self.lock)  # notified when one is closed
 
     def open(self, connection: socket.socket) -> None:
         with self.lock:
@@ -690,7 +691,8 @@ class ReverseServer(socketserver.ThreadingTCPServer):
     server_address: tuple[str, int]  # and two numbers more for IPv6
     allow_reuse_address = os.name == "posix"  # elsewhere it would let another program take the port
     request_queue_size = 4096  # the kernel takes it down to its own limit
-    look_interval = 0.5  # seconds between looks for idle threads, and for room that was missing
+    look_interval = 0.5  # seconds between looks for idle threads, and for room that was missing;
+    # at the end of a stop, for the workers to end
     stopping = False
     receive_until = open_until = math.inf  # by time.monotonic(), for connections; a stop sets them
 
@@ -717,7 +719,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
             ssl_context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True)
         self.connections = _Connections()
         self._workers = _Workers(self.process_request_thread)
-        self._accepting, self._closing = threading.RLock(), threading.RLock()
+        self._accepting, self._closing = threading.RLock(), threading.RLock()  # held meanwhile
         self._next_look = 0.0
         self._crowded_at = -math.inf  # when others last had to wait
         self.address_family, address = _resolve(*server_address[:2])
@@ -791,7 +793,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
                     raise _NotAcceptingError from error
                 if number in _EXHAUSTED and self._wait_for_room(count, str(error)):
                     continue
-                raise BlockingIOError from error
+                raise BlockingIOError from error  # over which socketserver passes
             connection.settimeout(None)  # whatever socket.setdefaulttimeout() says
             if self.ssl_context:  # the handshake comes with the first receive or send
                 connection = self.ssl_context.wrap_socket(
@@ -879,7 +881,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
             self._tell_all_to_stop(self.grace)
             with self._accepting:  # when serve_forever() is out
                 self._serve_the_listen_queue()
-                super().server_close()  # closes the listener
+                super().server_close()  # newcomers are refused from now on
             self.connections.wait(lambda: not self.connections, self.open_until)
         finally:  # also where Ctrl-C interrupts this; what another one leaves is for another call
             self._tell_all_to_stop(0)
@@ -960,10 +962,12 @@ def running_server(
 
 # ---- The client ----------------------------------------------------------------------------------
 
-# Three rooms: a connection, which never blocks once it is open; what is owed, which counts lines
-# and bytes; and one loop, _exchange(), which moves the bytes between the two.
+# _Connection never blocks once it is open.  _Owed counts the lines and bytes that are sent and that
+# come back.  One loop, _exchange(), moves the bytes.
 
-_LARGE = 1 << 26  # bytes unanswered at which no more is sent, but for the rest of a line
+# Bytes unanswered at which no more is sent, but for the rest of a line; also the most in the reply
+# to a shorter line.
+_LARGE = 1 << 26
 _LACKING = {*_EXHAUSTED, errno.EADDRNOTAVAIL}  # errors of this end, not of the path
 
 
@@ -986,7 +990,7 @@ class _Connection:
     ) -> None:
         self.host, self.ssl_context, self.family = host, ssl_context, family
         self.port, self.timeout = _limit("port", port), _limit("timeout", timeout)
-        self.missing = "not resolved"  # the step that is not done yet; empty when all are
+        self.undone = "not resolved"  # the step that is not done yet; empty when all are
         self.times: dict[str, float] = {}  # seconds that each step took
         self.address = ""  # the one that is tried, or used
         self.failed: list[str] = []  # those tried before it, and why they failed
@@ -1003,22 +1007,22 @@ class _Connection:
             found = socket.getaddrinfo(self.host, self.port, self.family, socket.SOCK_STREAM)
             if found[0][4][0] != self.host:  # else there was nothing to look up
                 self._done("lookup")
-            self.missing = "not connected"
+            self.undone = "not connected"
             deadline = time.monotonic() + self.timeout
             self._connect(found, deadline)
             self._done("connect")
             if self.ssl_context:
-                self.missing = "no TLS handshake"
+                self.undone = "no TLS handshake"
                 self._shake_hands(deadline)
                 self._done("tls")
-            self.missing = ""
+            self.undone = ""
         except OSError as error:
             if isinstance(error, TimeoutError) and not error.errno:  # we waited no longer
-                raise TimeoutError(f"{self.missing}: {error}") from None
-            error.strerror = f"{self.missing}: {_in_words(error)}"
+                raise TimeoutError(f"{self.undone}: {error}") from None
+            error.strerror = f"{self.undone}: {_in_words(error)}"
             raise
         except ValueError as error:  # no host can have this name
-            raise OSError(f"{self.missing}: {error}") from error
+            raise OSError(f"{self.undone}: {error}") from error
         self.socket.setblocking(False)
 
     def _done(self, step: str) -> None:
@@ -1147,8 +1151,8 @@ class _Owed:
     def __init__(self, line: bytes = b"") -> None:
         self.line = line
         self._there, self._last_line = _Lines(sys.maxsize), b""
-        self.there = 0  # bytes
-        self.owed_lines = self.owed = 0  # of that: lines, and their bytes; or a last line's
+        self.sent = 0  # bytes
+        self.owed_lines = self.owed_bytes = 0  # of that what has to be answered: not half a line
         self.replies = bytearray()  # that are due, where they are known: see _Compared
         # What has come: lines, bytes, bytes that can be right, and the last line, whole or not
         self.lines = self.came = self.right = 0
@@ -1157,20 +1161,20 @@ class _Owed:
 
     def add(self, data: bytes) -> bool:
         """Take what is going to be sent, b"" at its end; tell if that leaves a line unfinished."""
-        self.there += len(data)
+        self.sent += len(data)
         self._expect(self._there.add(data) if data else self._there.last())
         return bool(self._there.begun)
 
     def _expect(self, lines: bytes) -> None:
         self.owed_lines += lines.count(b"\n")
-        self.owed += len(lines)
+        self.owed_bytes += len(lines)
         self._last_line = lines[lines.rfind(b"\n", 0, -1) + 1 :] or self._last_line
 
     def due(self) -> bool:
         """Tell whether more has to come: a reply, or the rest of an error."""
         if self.line:
             return not self.lines
-        if (self.lines, self.came) != (self.owed_lines, self.owed):
+        if (self.lines, self.came) != (self.owed_lines, self.owed_bytes):
             return True
         # An error can be as long as the reply, or begin like one that has no ending.
         return self._like_error() and self.last != reverse_lines(self._last_line)
@@ -1193,7 +1197,7 @@ class _Owed:
 
     def _match(self, data: bytes) -> int:
         """Return how many bytes of *data* can be right."""
-        most = max(len(self.line), _LARGE) if self.line else self.owed
+        most = max(len(self.line), _LARGE) if self.line else self.owed_bytes
         return min(len(data), most - self.came)
 
     def unfinished(self) -> bool:
@@ -1212,7 +1216,7 @@ class _Owed:
         if not self.replies:
             return f"more than the reply {place}"
         due = bytes(self.last[:at] + self.replies[: self.replies.find(b"\n") + 1 or None])
-        # What came, reversed, is the end of the reply, or all of it?  40 bytes are no chance.
+        # Is what came, reversed, all of the reply or its end?  40 bytes would not be so by chance.
         mirrored, reply = reverse_lines(bytes(self.last)).rstrip(b"\r\n"), due.rstrip(b"\r\n")
         echo = reply.endswith(mirrored) and len(mirrored) >= min(len(reply), 40)
         kind = "an echo" if echo else "not the reverse"
@@ -1263,7 +1267,7 @@ def _no_reply(connection: _Connection, owed: _Owed, within: str = "") -> str:
     if left is None:
         return text
     left += len(connection.unsent)
-    size = len(owed.line) or owed.there - owed.came
+    size = len(owed.line) or owed.sent - owed.came
     share = "all" if not left else "some of" if left < size else "none of"
     what = f"{size} byte{'s' * (size > 1)}" if owed.line else "the unanswered bytes"
     return f"{text}; {share} {what} acknowledged"
@@ -1319,7 +1323,7 @@ def _exchange(
     late_at = time.monotonic() + connection.timeout
     while (due := owed.due()) or feed:
         wanted: dict[Any, int] = {connection.socket: _READ | _WRITE * bool(connection.unsent)}
-        if feed and not connection.unsent and owed.owed - owed.came < _LARGE:
+        if feed and not connection.unsent and owed.owed_bytes - owed.came < _LARGE:
             wanted[feed.socket] = _READ
         # While nothing is expected of the server, the feed may take its time.
         left = max(0, late_at - time.monotonic()) if due or connection.unsent else None
@@ -1544,7 +1548,7 @@ def _parser() -> argparse.ArgumentParser:
     for command, ours in (server, "of the server"), (client, "to show"), (ping, "to show"):
         option = command.add_argument_group("TLS").add_argument
         if command is not server:
-            option("--tls", action="store_true", help="which the following imply")
+            option("--tls", action="store_true", help="implied by each of the following")
         option("--tls-cert", metavar="FILE", default="", help=f"certificate {ours}")
         option("--tls-key", metavar="FILE", default="", help="its key, if not in the same file")
         option("--tls-ca", metavar="FILE", default="", help="authority that the other side needs")
@@ -1724,7 +1728,11 @@ def _filter(args: argparse.Namespace) -> None:
     _require(sys.stdin, "standard input")
     owed = _Compared() if args.check else _Owed()
     with _Input(0, closefd=False) as source, open(1, "wb", 0, closefd=False) as sink:
-        write = _writing()(functools.partial(_write, sink))
+
+        def write(data: bytes) -> None:
+            with _writing():
+                _write(sink, data)
+
         with _progress(owed):
             _talk(_connection(args), owed, write, source)
 
@@ -1860,12 +1868,12 @@ class _Probes:
         """Send a line, and print what comes of it."""
         args, connection = self.args, self.connection
         owed, started = _Compared(_random_line(args.size)), time.perf_counter()
-        sent_again = 0 if connection.missing else _sent_again(connection.socket)
+        sent_again = 0 if connection.undone else _sent_again(connection.socket)
         try:
-            if connection.missing:
+            if connection.undone:
                 connection.open()
             asked = time.perf_counter()
-            _exchange(connection, owed, len)
+            _exchange(connection, owed, lambda _: None)
             connection.times["reply"] = time.perf_counter() - asked
         except (OSError, KeyboardInterrupt) as error:
             after = f"after {(time.perf_counter() - started) * 1000:.2f} ms"
@@ -1874,20 +1882,20 @@ class _Probes:
                 outcome = f"failed {after}: {_reason(error)}"
             else:
                 self.waiting += 1
-                outcome = f"waiting {after}: {connection.missing or _no_reply(connection, owed)}"
+                outcome = f"waiting {after}: {connection.undone or _no_reply(connection, owed)}"
         else:
             for name, seconds in connection.times.items():
                 self.times.setdefault(name, []).append(seconds * 1000)
             times = (f"{name}={self.times[name][-1]:.2f} ms" for name in connection.times)
             outcome = f"{args.size} bytes reversed, {' '.join(times)}"
-        again = 0 if connection.missing else _sent_again(connection.socket) - sent_again
+        again = 0 if connection.undone else _sent_again(connection.socket) - sent_again
         self.sent_again += again
         if again:
             outcome += f", segments sent again: {again}"
         if (failed := "; ".join(connection.failed)) not in outcome:
             outcome += f", after {failed}"
         if not args.quiet:
-            address = self.target if connection.missing else connection.address
+            address = self.target if connection.undone else connection.address
             _show(f"{address}: seq={self.sent()} {outcome}")
         if args.keep and "reply" in connection.times:
             connection.times.clear()
