@@ -2950,19 +2950,20 @@ class ServerCommandTest(Case):
 
         def processors(server):
             at(server)  # it has begun
+            if pathlib.Path("/proc/net/unix").read_text().count("@revecho/") > 3:
+                self.skipTest("servers that are no part of this test run on this machine")
             return os.sched_getaffinity(server.pid)
 
-        allowed = os.sched_getaffinity(0)
+        allowed = {*sorted(PROCESSORS)[:2]}
+        os.sched_setaffinity(0, allowed)  # which the servers inherit
+        self.addCleanup(os.sched_setaffinity, 0, PROCESSORS)
         first, *others = (self.start_server(stderr=subprocess.PIPE) for _ in "123")
         if not getattr(sys, "_is_gil_enabled", lambda: True)():
             self.assertEqual(processors(first), allowed)
             return
         taken = [*map(processors, (first, *others))]
         self.assertEqual({*map(len, taken)}, {1})
-        if len(allowed) > 2:
-            self.assertEqual(len(set.union(*taken)), 3)
-        else:  # the third shares one
-            self.assertEqual(set.union(*taken), allowed)
+        self.assertEqual(set.union(*taken), allowed)  # the third shares one
         (processor,) = taken[0]
         first.terminate()
         self.assert_ends(first, stderr=f".*, on processor {processor} alone\n(.*\n)*")
