@@ -314,7 +314,7 @@ def _in_words(error: OSError) -> str:
     code = getattr(error, "reason", None) or ""
     if code in ("WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"):
         words = "what came is no TLS"
-    elif "PEM" in str(error):
+    elif not words and "PEM" in str(error):
         words = "no certificate with its key, in PEM"
     return words or code.replace("_", " ").lower() or error.strerror or str(error)
 
@@ -419,28 +419,40 @@ class ReverseHandler(socketserver.StreamRequestHandler):
     patience = 0.25  # seconds that a receive or a send waits in the kernel before _wait() does
     drain_quiet, drain_time, drain_limit = 0.5, 5.0, 1 << 30  # seconds, seconds, bytes: _drain()
     _socket: socket.socket | None = None  # request, once it has been made patient
-    _idle_at = math.inf  # by then a line has to be answered, by time.monotonic()
-    _sent = 0  # bytes
+    _sent = _late = 0  # bytes that were sent, and that were received after _idle_at
     _why = "the handler ended it"  # why the connection ended, for the log; empty if the peer did it
     _nothing_to_drain = False  # true when the peer has ended, or can get nothing any more
 
     def __init__(self, request: Any, client_address: Any, server: Any) -> None:
-        """Live the whole life of the connection."""
+        """Live the whole life of the connection, as in socketserver, but through every error."""
         self._opened_at = time.monotonic()
+        self._idle_timeout = server.idle_timeout or math.inf
+        self._idle_at = self._opened_at + self._idle_timeout  # by then a line has to be answered
         # Bytes to receive at a time, for _Lines at most max_line.  To ask for more takes memory.
         self._size = min(1024, server.max_line)
+        self.request, self.client_address, self.server = request, client_address, server
         log.info("%s connected", _address(client_address))
         try:
-            super().__init__(request, client_address, server)  # calls setup(), handle(), finish()
-        except CloseConnection as end:
-            self._why = end.why
-            with contextlib.suppress(CloseConnection):
-                self.send(end.reply)
-        except Exception:
-            self._why = "the handler failed"
-            server.handle_error(request, client_address)  # now, as the rest can take its time
+            if self._lives_through(self.setup):
+                self._lives_through(self.handle)
+                self._lives_through(self.finish)
         finally:
             self._leave()
+
+    def _lives_through(self, step: Callable[[], None]) -> bool:
+        """Take a step; tell whether nothing has ended the connection in it."""
+        try:
+            step()
+            return True
+        except CloseConnection as end:
+            self._why = end.why
+            if end.reply:
+                with contextlib.suppress(CloseConnection):
+                    self.send(end.reply)
+        except Exception:
+            self._why = "the handler failed"
+            self.server.handle_error(self.request, self.client_address)
+        return False
 
     def handle(self) -> None:
         """Answer line after line, until the peer ends its side, or a limit or the server does."""
@@ -480,13 +492,15 @@ class ReverseHandler(socketserver.StreamRequestHandler):
         has been received.
         """
         connection = self._socket or self._be_patient()
-        if time.monotonic() >= self._idle_at:  # for a peer that drips, but never lets us wait
-            self._seconds_left(_READ)  # raises, as there are none
         while True:
             stopping = self.server.stopping  # to be asked before the receive: see _wait()
-            if stopping:
+            now = time.monotonic()
+            late = now >= self._idle_at
+            if stopping or late:
                 connection.setblocking(False)  # for what has arrived, and no more
-                self._seconds_left(_READ)  # raises if there are none
+                # A peer that never lets us wait shall not go on for ever.
+                if now >= self.server.receive_until or self._late >= _BLOCK:
+                    self._seconds_left(_READ)  # raises if there are none
             try:
                 data = connection.recv(self._size)
                 break
@@ -497,6 +511,8 @@ class ReverseHandler(socketserver.StreamRequestHandler):
             self._nothing_to_drain, self._why = True, ""
         elif len(data) == self._size:
             self._size = min(_BLOCK, self.server.max_line)
+        if late:
+            self._late += len(data)
         return data
 
     def send(self, data: bytes) -> None:
@@ -508,10 +524,11 @@ class ReverseHandler(socketserver.StreamRequestHandler):
         connection, unsent = self._socket or self._be_patient(), memoryview(data)
         self._idle_at = time.monotonic() + self._idle_timeout  # what has passed was ours
         while unsent:
+            stopping = self.server.stopping  # TLS may have to receive something first
             try:
                 count = connection.send(unsent)
             except OSError as error:
-                self._wait(self._awaited(error, _WRITE), self.server.stopping)
+                self._wait(self._awaited(error, _WRITE), stopping)
                 continue
             unsent = unsent[count:]
             self._sent += count
@@ -521,16 +538,28 @@ class ReverseHandler(socketserver.StreamRequestHandler):
 
     def _leave(self) -> None:
         """See to it that what was sent last arrives, and say that the connection is over."""
-        if hasattr(self.request, "unwrap"):  # TLS has a farewell of its own ...
-            with contextlib.suppress(OSError, ValueError):  # ... once the handshake is done
-                self.request.setblocking(False)  # it does not wait for the peer's
-                self.request.unwrap()
+        if hasattr(self.request, "unwrap"):
+            with contextlib.suppress(CloseConnection, OSError, ValueError):
+                self._say_farewell(self.request)
         # In a stop we do not know whether the last replies have arrived.
         if not self._nothing_to_drain or (self.server.stopping and _unacknowledged(self.request)):
             self._drain()
         took, why = time.monotonic() - self._opened_at, self._why and f": {self._why}"
         peer = _address(self.client_address)
         log.info("%s gone after %.1f s, %d bytes sent%s", peer, took, self._sent, why)
+
+    def _say_farewell(self, connection: Any) -> None:
+        """Send TLS's own end; do not wait for that of the peer."""
+        connection.setblocking(False)
+        event = _WRITE
+        while event == _WRITE:
+            try:
+                connection.unwrap()
+                return
+            except OSError as error:
+                event = self._awaited(error, _WRITE)
+            if event == _WRITE:
+                self._wait(event, stopping=False)
 
     def _be_patient(self) -> socket.socket:
         """Return the socket, which from now on leaves all long waits to _wait()."""
@@ -543,8 +572,6 @@ class ReverseHandler(socketserver.StreamRequestHandler):
         else:
             self.request.setblocking(False)
         self._socket = self.request
-        self._idle_timeout = self.server.idle_timeout or math.inf
-        self._idle_at = time.monotonic() + self._idle_timeout
         return self.request
 
     def _awaited(self, error: OSError, event: int) -> int:
@@ -572,8 +599,7 @@ class ReverseHandler(socketserver.StreamRequestHandler):
                 raise CloseConnection(why="stopping")
             wanted[self.server.stop_signal] = _READ
         with contextlib.suppress(ValueError):  # one of them is closed: the next try will tell
-            if not _ready(wanted, min(self._seconds_left(event), _LONGEST_WAIT)):
-                self._seconds_left(event)  # raises if there are none
+            _ready(wanted, min(self._seconds_left(event), _LONGEST_WAIT))
 
     def _seconds_left(self, event: int) -> float:
         """Return how long the peer may still take; raise CloseConnection if its time is over."""
@@ -627,7 +653,7 @@ class _Connections(set[socket.socket]):
         # Not to be taken by `with self.changed`: that is Python code, in the midst of which Ctrl-C
         # would leave it locked.
         self.lock = threading.RLock()
-        self.changed = threading.Condition(self.lock)  # notified when one is closed
+        self.changed = threading.Condition(self.lock)
 
     def open(self, connection: socket.socket) -> None:
         with self.lock:
@@ -640,6 +666,11 @@ class _Connections(set[socket.socket]):
             descriptor = connection.detach()
             if descriptor >= 0:
                 socket.close(descriptor)
+            self.look_again()
+
+    def look_again(self) -> None:
+        """Let those who wait look at their conditions."""
+        with self.lock:
             self.changed.notify_all()
 
     def cut(self) -> None:
@@ -691,8 +722,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
     server_address: tuple[str, int]  # and two numbers more for IPv6
     allow_reuse_address = os.name == "posix"  # elsewhere it would let another program take the port
     request_queue_size = 4096  # the kernel takes it down to its own limit
-    look_interval = 0.5  # seconds between looks for idle threads, and for room that was missing;
-    # at the end of a stop, for the workers to end
+    look_interval = 0.5  # seconds between looks for idle threads, and for room that was missing
     stopping = False
     receive_until = open_until = math.inf  # by time.monotonic(), for connections; a stop sets them
 
@@ -855,7 +885,11 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         log.error("%s: the handler failed", _address(client_address), exc_info=sys.exc_info())
 
     def shutdown_request(self, request: Any) -> None:
-        """Close the connection, and make room for another."""
+        """Close the connection; the handler has ended our side, if there was one."""
+        self.close_request(request)
+
+    def close_request(self, request: Any) -> None:
+        """Close the connection, and make room for another (call this)."""
         self.connections.close(request)
 
     # On the thread that closes the server, which may be any other
@@ -888,7 +922,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
             self._close_sockets()
             with self._accepting:  # now nobody accepts any more
                 self.connections.cut()
-                self._workers.end(self.open_until + self.look_interval)
+                self._workers.end(self.open_until + 0.5)  # a handler may hang
 
     def _tell_all_to_stop(self, grace: float) -> None:
         self.open_until = min(self.open_until, time.monotonic() + grace)
@@ -896,6 +930,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         self.receive_until = min(self.receive_until, self.open_until - 0.1 * grace)
         self.stopping = True
         self._far_end.close()
+        self.connections.look_again()
 
     def _serve_the_listen_queue(self) -> None:
         """Accept those who wait there, as room becomes free; at most as many as can wait."""
@@ -1060,7 +1095,9 @@ class _Connection:
         )
         self.more = True  # the server may say something with the end of the handshake
         while True:
-            self.socket.settimeout(max(0.001, deadline - time.monotonic()))
+            if (left := deadline - time.monotonic()) <= 0:
+                raise TimeoutError(f"no answer within {self.timeout:g} s")
+            self.socket.settimeout(left)
             try:
                 self.tls.do_handshake()
                 return
@@ -1072,17 +1109,17 @@ class _Connection:
             try:
                 data = self.socket.recv(_BLOCK)
             except socket.timeout:
-                raise TimeoutError(f"no answer within {self.timeout:g} s") from None
+                continue
             if not data:
                 raise ConnectionAbortedError(errno.ECONNABORTED, "the connection ended")
             self._received.write(data)
 
     def give(self, data: bytes) -> None:
         """Take what is to be sent, when nothing is unsent, and send as much as goes now."""
+        self.unsent = memoryview(data)
         if self.tls:
             self._try(self.tls.write, data, 0)
-            data = self._to_send.read()
-        self.unsent = memoryview(data)
+            self.unsent = memoryview(self._to_send.read())
         self.send()
 
     def send(self) -> None:
@@ -1094,7 +1131,7 @@ class _Connection:
     def receive(self) -> bytes | None:
         """Return what has come, b"" at the end, or None if nothing has."""
         data: bytes | None = self._try(self.socket.recv, _BLOCK, b"")
-        return self._try(self._decrypt, data, b"") if self.tls else data
+        return self._decrypt(data) if self.tls else data
 
     def _decrypt(self, data: bytes | None) -> bytes | None:
         import ssl
@@ -1104,14 +1141,16 @@ class _Connection:
         try:
             while some := self.tls.read(_BLOCK):
                 text += some
-        except ssl.SSLZeroReturnError:
+            data = b""  # TLS has ended
+        except ssl.SSLZeroReturnError:  # as above, where our side has ended, too
             data = b""
         except ssl.SSLWantReadError:
             data = None if data else data  # b"" is the end of the connection
-        except ssl.SSLError:
-            if not text:
-                raise
-        self.more = bool(text)  # then the end, or an error, may stand behind it
+        except ssl.SSLError as error:
+            if not isinstance(error, (ssl.SSLEOFError, ssl.SSLSyscallError)):  # upon another
+                self._break(error)
+            data = b""
+        self.more = bool(text)  # then the end may stand behind it
         return text or data
 
     def _try(self, call: Callable[[Any], Any], argument: Any, if_broken: Any) -> Any:
@@ -1120,9 +1159,13 @@ class _Connection:
         except BlockingIOError:
             return None
         except OSError as error:
-            reset = isinstance(error, ConnectionError)
-            self.broken = f"the connection {'was reset' if reset else f'broke: {_in_words(error)}'}"
+            self._break(error)
             return if_broken
+
+    def _break(self, error: OSError) -> None:
+        reset = isinstance(error, ConnectionError)
+        how = "was reset" if reset else f"broke: {_in_words(error)}"
+        self.broken = f"the connection {how}"
 
     def end(self) -> None:
         """End our side."""
@@ -1386,7 +1429,8 @@ def _talk(
     """Open the connection, exchange what is owed, and close it."""
     with contextlib.closing(connection):
         connection.open()
-        with contextlib.closing(_Feed(source)) if source else contextlib.nullcontext() as feed:
+        feeding = contextlib.nullcontext() if source is None else contextlib.closing(_Feed(source))
+        with feeding as feed:
             _exchange(connection, owed, write, feed)
 
 
@@ -1395,10 +1439,10 @@ def _ask(connection: _Connection, text: str, compare: bool = False) -> str:
     line, reply = _line_of(text), bytearray()
     owed = _Compared(line) if compare else _Owed(line)
     _talk(connection, owed, reply.extend)
-    if reply.startswith(b"error: ") and reply != reverse_lines(line):
-        raise owed.error("")
     if reply.find(b"\n") + 1 < len(reply):
         raise ReplyError(f"more than one line came: {_quote(reply)}")
+    if reply.startswith(b"error: ") and reply != reverse_lines(line):
+        raise owed.error("")
     return reply[:-1].decode("utf-8", "surrogateescape")
 
 
@@ -1551,7 +1595,7 @@ def _parser() -> argparse.ArgumentParser:
             option("--tls", action="store_true", help="implied by each of the following")
         option("--tls-cert", metavar="FILE", default="", help=f"certificate {ours}")
         option("--tls-key", metavar="FILE", default="", help="its key, if not in the same file")
-        option("--tls-ca", metavar="FILE", default="", help="authority that the other side needs")
+        option("--tls-ca", metavar="FILE", default="", help="authority of the other's certificate")
     for command in client, ping:
         versions = command.add_mutually_exclusive_group()
         for version, family in ("4", socket.AF_INET), ("6", socket.AF_INET6):
@@ -1802,9 +1846,9 @@ def _progress(owed: _Owed) -> Iterator[None]:
             print(f"\r{'':{width}}\r" if text else "", end="", file=sys.stderr, flush=True)
 
     thread = threading.Thread(target=show)
-    if sys.stderr.isatty() and not sys.stdout.isatty() and not sys.stdin.isatty():
-        thread.start()
     try:
+        if sys.stderr.isatty() and not sys.stdout.isatty() and not sys.stdin.isatty():
+            thread.start()
         yield
     finally:
         done.set()

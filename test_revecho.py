@@ -962,6 +962,9 @@ class ConnectionTest(HeartCase):
             handler.send(b"bye\n")
             Handler.finish(handler)
 
+        def respond(_, lines):
+            raise revecho.CloseConnection(lines)
+
         server = self.serve(setup=setup, finish=finish)
         self.assertEqual(self.exchange(server, b"you\n"), b"name?\nerror: go away\n")
         connection = self.connect(server, b"me\n")
@@ -973,6 +976,18 @@ class ConnectionTest(HeartCase):
             server.server_close()
             self.assertEqual(receive(connection), b"")
         self.assertRegex(self.logged()[-1], " gone .*: stopping$")
+        server = self.serve(respond=respond, finish=finish)
+        self.assertEqual(self.exchange(server, b"me\n"), b"me\nbye\n")
+        self.assertEqual(self.warned(), [])
+
+    def test_an_end_of_what_is_closed(self):
+        def handle(handler):
+            handler.request.close()
+            raise revecho.CloseConnection(why="done")
+
+        server = self.serve(handle=handle)
+        receive_until_gone(self.connect(server))
+        self.assertRegex(self.until_logged(" gone ")[-1], ": done$")
         self.assertEqual(self.warned(), [])
 
     def test_an_error_for_a_peer_that_has_gone(self):
@@ -1271,6 +1286,23 @@ class IdleTest(HeartCase):
             held_up.append(61)
             self.ask(connection)
 
+    def test_a_handler_that_takes_long_before_it_receives(self):
+        """What has come meanwhile has come in time, also in pieces."""
+
+        def handle(handler):
+            handler.send(b"hello\n")
+            gate.wait()
+            self.ahead += 61
+            Handler.handle(handler)
+
+        line = b"x" * 50_000 + b"\n"
+        for drip in (b"", b"half"):
+            gate = self.gate()
+            connection = self.connect(self.serve(handle=handle), line + drip)
+            gate.until_reached()
+            gate.open()
+            self.assertEqual(receive(connection, 6 + len(line)), b"hello\n" + line)
+
     def test_idle_clients_give_way_at_the_limit(self):
         server = self.serve(max_connections=1)
         silent, waiting = self.connect(server), self.connect(server, b"hello\n")
@@ -1522,6 +1554,12 @@ class ServerTest(Case):
         until(self.warned)
         server.server_close()
         self.assertEqual([receive(each) for each in crowd], [b"olleh\n"] * 6)
+
+    def test_a_stop_is_seen_by_who_waits_for_room(self):
+        server, *_ = self.busy(max_connections=1, look_interval=LONG, grace=0)
+        self.connect(server)
+        until(self.warned)
+        self.join(self.closing(server))
 
     def test_a_stop_does_not_wait_for_room_that_nobody_can_make(self):
         server, _ = self.serve_failing(itertools.repeat(OSError(errno.EMFILE, "")))
@@ -2066,7 +2104,7 @@ def without(*names):
 
 class ConnectionTlsTest(
     without("a_handler_that_raises", "close_connection", "protocol_error", "memory", "drain"),
-    without("an_end_in_setup_or_finish"),
+    without("an_end_in_setup_or_finish", "an_end_of_what_is_closed"),
     without("error_arrives_though_the_client_goes_on_sending", "pipelining_without_end"),
     without("socket_of_a_connection", "binary_frames", "handle_can_be_overridden"),
     without("respond_can_be_overridden", "log_of_a_connection"),
@@ -2078,6 +2116,45 @@ class ConnectionTlsTest(
 
 class TlsServerTest(Tls, HeartCase):
     """What there is with TLS alone."""
+
+    def test_the_farewell_waits_for_room(self):
+        """Where it does not fit beside the last reply into what the kernel holds."""
+
+        def listen(server):
+            server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            Server.server_activate(server)
+
+        def respond(_, lines):
+            raise revecho.CloseConnection(b"x" * int(lines))
+
+        def finish(handler):
+            Handler.finish(handler)
+            sent.set()
+
+        def fits(size):
+            """Can it be sent to a client that does not read?"""
+            sent.clear()
+            client = self.stack(socket.socket())
+            client.settimeout(LIMIT)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(at(server))
+            client = self.client_side.wrap_socket(
+                client, server_hostname="127.0.0.1", suppress_ragged_eofs=False
+            )
+            client.sendall(b"%d\n" % size)
+            fitted = sent.wait(0.1)
+            self.assertEqual(len(receive(client)), size)  # and no error
+            client.close()
+            return fitted
+
+        sent = threading.Event()
+        server = self.serve(respond=respond, finish=finish, server_activate=listen)
+        least, most = 1000, 60_000
+        while most - least > 1:
+            size = (least + most) // 2
+            least, most = (size, most) if fits(size) else (least, size)
+        for size in range(least - 10, least + 2):
+            fits(size)
 
     @unittest.skipIf(sys.version_info < (3, 10), "older ones do not tell them apart")
     def test_a_context_for_a_client(self):
@@ -2460,6 +2537,7 @@ class ClientTest(ClientCase):
             (b"x" * 70_000_000, r"reply at byte 67108865: 'x{60}'\.\.\. came$", "at byte 7, "),
             (b"error: no\n", error % ("no", six), error % ("no", none)),
             (b"error: " + b"x" * 300 + b"\n", error % ("x{193}", six), error % ("x{193}", none)),
+            (b"error: a\nb\n", r"more than one line came: 'error: a\\nb\\n'$", "error: a; "),
             (b"error: without", error % ("without", six), error % ("without", none)),
         ):
             address = self.other_server(answer_with(reply))
@@ -2745,6 +2823,10 @@ class StreamTest(ClientCase):
             with self.assertRaises(error):
                 self.stream(source, server)
 
+    def test_source_that_has_a_length_of_nothing(self):
+        source = subclass(io.BytesIO, __len__=lambda _: 0)(b"hello\n")
+        self.assertEqual(self.stream(source, self.serve()), b"olleh\n")
+
     def test_source_that_fails_within_a_line(self):
         """That is no end of the line; and one does not wait for replies any more."""
         for server in (self.serve(), self.other_server(never_answer)):
@@ -2949,7 +3031,7 @@ class ServerCommandTest(Case):
         """Each server takes one that no other has, where Python has its lock; else it takes all."""
 
         def processors(server):
-            at(server)  # it has begun
+            at(server)
             if pathlib.Path("/proc/net/unix").read_text().count("@revecho/") > 3:
                 self.skipTest("servers that are no part of this test run on this machine")
             return os.sched_getaffinity(server.pid)
@@ -2957,11 +3039,15 @@ class ServerCommandTest(Case):
         allowed = {*sorted(PROCESSORS)[:2]}
         os.sched_setaffinity(0, allowed)  # which the servers inherit
         self.addCleanup(os.sched_setaffinity, 0, PROCESSORS)
-        first, *others = (self.start_server(stderr=subprocess.PIPE) for _ in "123")
+        servers = []
+        for _ in "123":
+            servers.append(self.start_server(stderr=subprocess.PIPE))
+            at(servers[-1])  # one after the other
+        first = servers[0]
         if not getattr(sys, "_is_gil_enabled", lambda: True)():
             self.assertEqual(processors(first), allowed)
             return
-        taken = [*map(processors, (first, *others))]
+        taken = [*map(processors, servers)]
         self.assertEqual({*map(len, taken)}, {1})
         self.assertEqual(set.union(*taken), allowed)  # the third shares one
         (processor,) = taken[0]
@@ -3742,6 +3828,30 @@ class TLSClientTest(ClientCase):
             status, out, err = self.main(self.ours("client", server, "-W 0.3 hello"))
             self.assertRegex(err, rf"\A{COMPLAINT}no TLS handshake: ({why})\n\Z")
             self.assertEqual((status, out), (1, ""))
+
+    def test_a_farewell_alone(self):
+        """It is the end, though the TCP connection stays open; and it is no part of a reply."""
+        server = self.other_server(through_tls(lambda it: it.recv(6)))
+        with self.assertRaisesRegex(revecho.ReplyError, "^the connection ended; .*: 6$"):
+            self.request("hello", server, ssl_context=self.context())
+
+    def test_no_tls_after_the_handshake(self):
+        def serve(connection):
+            connection.sendall(b"oll")
+            socket.socket.send(connection, b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            connection.recv(6)
+
+        why = "^the connection broke: what came is no TLS; .*, only 'oll' came$"
+        with self.assertRaisesRegex(revecho.ReplyError, why):
+            server = self.other_server(through_tls(serve))
+            self.request("hello", server, ssl_context=self.context())
+
+    def test_a_handshake_without_end(self):
+        """What the other end sends, here requests to say hello again, gives it no more time."""
+        hello = b"\x16\x03\x03\x00\x04" + bytes(4)
+        address = self.other_server(lambda it: self.flood(it, hello * 1000) or True)
+        with self.assertRaisesRegex(TimeoutError, "no TLS handshake: no answer within 0.2 s"):
+            self.request("hello", address, timeout=0.2, ssl_context=self.context())
 
     @unittest.skipIf(sys.version_info < (3, 10), "older ones do not tell them apart")
     def test_a_context_for_a_server(self):
