@@ -1260,9 +1260,10 @@ class _Owed:
             return f"more than the reply {place}"
         due = bytes(self.last[:at] + self.replies[: self.replies.find(b"\n") + 1 or None])
         # Is what came, reversed, all of the reply or its end?  40 bytes would not be so by chance.
-        mirrored, reply = reverse_lines(bytes(self.last)).rstrip(b"\r\n"), due.rstrip(b"\r\n")
+        came, reply = bytes(self.last).rstrip(b"\r\n"), due.rstrip(b"\r\n")
+        mirrored = reverse_lines(came)
         echo = reply.endswith(mirrored) and len(mirrored) >= min(len(reply), 40)
-        kind = "an echo" if echo else "not the reverse"
+        kind = "an echo" if echo and mirrored != came else "not the reverse"
         return f"{kind} {place}, {_quote(due, at)} should have come"
 
     def error(self, what: str, kind: type[OSError] = ReplyError) -> OSError:

@@ -1267,6 +1267,21 @@ class IdleTest(HeartCase):
         self.assertEqual(receive_until_gone(connection), b"")
         self.assertRegex(self.until_logged(" gone ")[-1], "3 bytes sent: idle$")
 
+    def test_a_flood_to_a_handle_of_ones_own(self):
+        """Which is so slow that there is always more: when the time is over, that is the end."""
+
+        def handle(handler):
+            while handler.receive():
+                received.set()
+                time.sleep(0.001)
+
+        received = threading.Event()
+        connection = self.connect(self.serve(handle=handle))
+        self.flood(connection, b"x" * 10_000)
+        self.assertTrue(received.wait(LIMIT))
+        self.ahead += 61
+        self.assertRegex(self.until_logged(" gone ")[-1], " 0 bytes sent: idle$")
+
     def test_a_process_that_is_held_up(self):
         """What has come meanwhile has come in time."""
 
@@ -1489,6 +1504,20 @@ class ServerTest(Case):
         (message,) = self.warned()
         self.assertRegex(message, r"^127\.0\.0\.1:\d+: not served Traceback$")
         until(lambda: not server.connections)
+
+    def test_close_request(self):
+        """It is the hook for the end of each connection."""
+
+        def close_request(server, request):
+            closed.append(request)
+            Server.close_request(server, request)
+
+        closed = []
+        server = self.serve(close_request=close_request, verify_request=lambda *_: not closed)
+        self.assertEqual(self.exchange(server, b"hello\n"), b"olleh\n")
+        until(lambda: closed)
+        receive_until_gone(self.connect(server))
+        self.assertEqual(len(closed), 2)
 
     def test_a_connection_that_is_gone_before_accept(self):
         """The listener does not wait for another one."""
@@ -3242,6 +3271,8 @@ class CheckTest(Case):
             (lines, wrong(9, lambda _: b"error: no\n"), "error: no; .*: 8, bytes answered: 56"),
             (lines, relay(server, there=flip), "not the reverse at byte 6, line 1: .*"),
             (lines, mirror, "an echo at byte 1, line 1: 'line 1.*"),
+            (b"\n", answer_with(b"\r\n"), r"not the reverse at byte 1, line 1: '\\r\\n' came, .*"),
+            (b"level\n", answer_with(b"level\r\n"), "not the reverse at byte 6, line 1: .*"),
             (lines, answer_with(b"0" * 10), "not the reverse at byte 1, line 1: '0{10}' came, .*"),
             (digits, answer_with(b"fedcba987654-210\n"), f"not .* byte 13, line 1: {shown}"),
             (b"hello", once_ended(b"hello"), f"an echo at byte 1, line 1: 'hello' {olleh}"),
