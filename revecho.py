@@ -419,7 +419,7 @@ class ReverseHandler(socketserver.StreamRequestHandler):
     patience = 0.25  # seconds that a receive or a send waits in the kernel before _wait() does
     drain_quiet, drain_time, drain_limit = 0.5, 5.0, 1 << 30  # seconds, seconds, bytes: _drain()
     _socket: socket.socket | None = None  # request, once it has been made patient
-    _sent = _late = 0  # bytes that were sent, and that were received after _idle_at
+    _sent = _late = 0  # bytes that were sent; that were received after _idle_at, since a send()
     _why = "the handler ended it"  # why the connection ended, for the log; empty if the peer did it
     _nothing_to_drain = False  # true when the peer has ended, or can get nothing any more
 
@@ -534,7 +534,7 @@ class ReverseHandler(socketserver.StreamRequestHandler):
             self._sent += count
             if unsent:
                 self._seconds_left(_WRITE)  # raises if there are none
-        self._idle_at = time.monotonic() + self._idle_timeout
+        self._idle_at, self._late = time.monotonic() + self._idle_timeout, 0
 
     def _leave(self) -> None:
         """See to it that what was sent last arrives, and say that the connection is over."""
@@ -581,7 +581,8 @@ class ReverseHandler(socketserver.StreamRequestHandler):
         try:
             return events[type(error).__name__]
         except KeyError:
-            self._nothing_to_drain = isinstance(error, ConnectionError)
+            if isinstance(error, ConnectionError):
+                self._nothing_to_drain = True
             raise _BrokenError(why=_in_words(error)) from error
 
     def _wait(self, event: int, stopping: bool) -> None:

@@ -1318,6 +1318,26 @@ class IdleTest(HeartCase):
             gate.open()
             self.assertEqual(receive(connection, 6 + len(line)), b"hello\n" + line)
 
+    def test_a_handler_that_always_takes_long(self):
+        """That is its affair, and the peer's time begins again with each reply."""
+
+        def handle(handler):
+            handler.send(b"?")
+            while arrived.get(timeout=LIMIT):
+                self.ahead += 61
+                handler.send(handler.receive())
+
+        arrived, server = queue.SimpleQueue(), self.serve(handle=handle)
+        self.addCleanup(arrived.put, False)
+        connection, block = self.connect(server), b"x" * 1000
+        self.assertEqual(receive(connection, 1), b"?")
+        (inside,) = server.connections
+        for _ in range(70):
+            connection.sendall(block)
+            until(lambda: readable(inside))
+            arrived.put(True)
+            self.assertEqual(receive(connection, 1000), block)
+
     def test_idle_clients_give_way_at_the_limit(self):
         server = self.serve(max_connections=1)
         silent, waiting = self.connect(server), self.connect(server, b"hello\n")
@@ -2145,6 +2165,14 @@ class ConnectionTlsTest(
 
 class TlsServerTest(Tls, HeartCase):
     """What there is with TLS alone."""
+
+    def test_silent_clients_hold_no_stop_up(self):
+        """Also those that have not begun a handshake."""
+        server = self.serve(grace=LONG, drain_quiet=LONG, drain_time=LONG)
+        silent = self.plain(server)
+        self.until_logged("connected")
+        self.join(self.closing(server))
+        self.assertEqual(receive_until_gone(silent), b"")
 
     def test_the_farewell_waits_for_room(self):
         """Where it does not fit beside the last reply into what the kernel holds."""
