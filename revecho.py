@@ -1788,10 +1788,13 @@ class _Input(io.FileIO):
 
     def read(self, size: int | None = -1, /) -> bytes:
         try:
-            return super().read(size)
+            data = super().read(size)
         except OSError as error:
             error.strerror = f"standard input: {error.strerror}"
             raise
+        if data is None:
+            raise BlockingIOError(errno.EAGAIN, "standard input has nothing now")
+        return data
 
 
 @contextlib.contextmanager
