@@ -507,7 +507,8 @@ class ReverseHandler(socketserver.StreamRequestHandler):
             except OSError as error:
                 self._wait(self._awaited(error, _READ), stopping)
         if not data:
-            self._seconds_left(_READ)  # none, if the server has cut it: then the peer has not ended
+            if time.monotonic() >= self.server.receive_until:  # the server may have cut it
+                raise CloseConnection(why="stopping")
             self._nothing_to_drain, self._why = True, ""
         elif len(data) == self._size:
             self._size = min(_BLOCK, self.server.max_line)
@@ -1373,9 +1374,7 @@ def _exchange(
         # While nothing is expected of the server, the feed may take its time.
         left = max(0, late_at - time.monotonic()) if due or connection.unsent else None
         ready = _ready(wanted, 0 if connection.more else left)
-        if not (ready or connection.more) or (owed.line and not left):
-            within = f" within {connection.timeout:g} s"
-            raise owed.error(_no_reply(connection, owed, within), TimeoutError)
+        in_vain = not (ready or connection.more)
         if feed and feed.socket in ready and not _pass_on(feed, connection, owed):
             feed = None
         elif connection.unsent:
@@ -1388,6 +1387,9 @@ def _exchange(
         elif came is not None and (owed.due() or feed):
             ended = "the connection ended" + " before the input did" * (not owed.due())
             raise owed.error(connection.broken or ended)
+        if in_vain or (left == 0 and (not came or (owed.line and owed.due()))):
+            within = f" within {connection.timeout:g} s"
+            raise owed.error(_no_reply(connection, owed, within), TimeoutError)
         if not owed.line and (came or not due):
             late_at = time.monotonic() + connection.timeout
 
