@@ -1197,10 +1197,13 @@ class IdleTest(HeartCase):
         self.assertEqual(len(server.connections), 2)
 
     def test_client_that_drips(self):
-        connection = self.connect(self.serve(idle_timeout=7.5))
+        server = self.serve(idle_timeout=7.5)
+        connection = self.connect(server)
         self.ask(connection)
+        (inside,) = server.connections
         while not readable(connection):
             connection.sendall(b"x")
+            until(lambda: readable(connection) or not readable(inside))  # it has received that
             self.advance(3)
         self.assertEqual(receive(connection), b"error: line not finished within 7.5 seconds\n")
 
