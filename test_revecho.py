@@ -2189,6 +2189,24 @@ class ConnectionTlsTest(
 class TlsServerTest(Tls, HeartCase):
     """What there is with TLS alone."""
 
+    def test_openssl_s_client(self):
+        """It gets its reply and, at the stop, a proper end."""
+        server = self.serve()
+        command = "openssl s_client -quiet -verify_return_error -CAfile ours -connect"
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        client = self.stack(
+            subprocess.Popen(
+                [*command.split(), "{}:{}".format(*at(server))], cwd=certificates(), **pipes
+            )
+        )
+        self.addCleanup(client.kill)
+        client.stdin.write(b"hello\n")
+        client.stdin.flush()
+        self.assertEqual(client.stdout.readline(), b"olleh\n")
+        server.server_close()
+        _, errors = client.communicate(timeout=LIMIT)
+        self.assertEqual((client.returncode, b"error" in errors), (0, False), errors)
+
     def test_silent_clients_hold_no_stop_up(self):
         """Also those that have not begun a handshake."""
         server = self.serve(grace=LONG, drain_quiet=LONG, drain_time=LONG)
@@ -3808,9 +3826,13 @@ def certificates():
     path = pathlib.Path(folder.name)
     command = "openssl x509 -in ours -signkey ours -days -1"
     expired = subprocess.run(command.split(), cwd=folder.name, check=True, capture_output=True)
-    (path / "expired").write_bytes(expired.stdout)
-    with open(path / "expired", "ab") as file:
-        file.write((path / "ours").read_bytes().partition(b"-----BEGIN CERT")[0])  # the key
+    key, begin, certificate = (path / "ours").read_text().partition("-----BEGIN CERT")
+    (path / "expired").write_text(key + expired.stdout.decode())
+    import ssl
+
+    tampered = bytearray(ssl.PEM_cert_to_DER_cert(begin + certificate))
+    tampered[-1] ^= 1  # a bit of the signature
+    (path / "tampered").write_text(key + ssl.DER_cert_to_PEM_cert(tampered))
     (path / "nonsense").write_text("nonsense")
     return path
 
@@ -3909,6 +3931,7 @@ class TLSClientTest(ClientCase):
         for serve, why in (
             (through_tls(end, "stranger"), "self.signed certificate"),
             (through_tls(end, "elsewhere"), "self.signed certificate"),
+            (through_tls(end, "tampered"), "certificate signature failure|self.signed certificate"),
             (lambda it: it.sendall(hello) or True, "what came is no TLS"),
             (lambda it: it.recv(65536) and None, "the connection ended"),
             (reset_at_once, "Connection reset by peer"),
@@ -4013,6 +4036,18 @@ class TLSClientTest(ClientCase):
         _, out, _ = self.main(f"ping {to(self.other_server(through_tls(end)))} -c 1")
         ends = "the connection (ended|was reset)|not the reverse"
         self.assertRegex(out, rf"\A127.*: seq=1 failed after .* ms: ({ends})")
+
+    def test_openssl_s_server(self):
+        """Which reverses lines, too."""
+        port = free_port()
+        command = f"openssl s_server -accept 127.0.0.1:{port} -rev -cert ours -key ours"
+        server = self.stack(
+            subprocess.Popen(command.split(), cwd=certificates(), stdout=subprocess.PIPE)
+        )
+        self.addCleanup(server.kill)
+        until(lambda: b"ACCEPT" in server.stdout.readline())
+        status, out, err = self.main(self.ours("client", ("", port), "hello 'two words'"))
+        self.assertEqual((status, out, err), (0, "olleh\nsdrow owt\n", ""))
 
     def test_broken_after_the_handshake(self):
         """While a part is to be sent; and by a server that says no farewell of TLS."""
