@@ -4041,9 +4041,8 @@ class TLSClientTest(ClientCase):
         """Which reverses lines, too."""
         port = free_port()
         command = f"openssl s_server -accept 127.0.0.1:{port} -rev -cert ours -key ours"
-        server = self.stack(
-            subprocess.Popen(command.split(), cwd=certificates(), stdout=subprocess.PIPE)
-        )
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        server = self.stack(subprocess.Popen(command.split(), cwd=certificates(), **pipes))
         self.addCleanup(server.kill)
         until(lambda: b"ACCEPT" in server.stdout.readline())
         status, out, err = self.main(self.ours("client", ("", port), "hello 'two words'"))
