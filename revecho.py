@@ -174,7 +174,7 @@ def reverse_lines(lines: bytes) -> bytes:
 
 
 class CloseConnection(Exception):  # noqa: N818  it asks for an end, and need not be an error
-    r"""What respond() or handle() raises to end the connection: *reply* is sent, then it ends.
+    r"""What a handler raises to end the connection, in respond() say: *reply* is its last words.
 
     *reply* is what has not been sent yet, in bytes; *why* is for the log.
 
@@ -258,12 +258,12 @@ def _address(address: Any) -> str:
     return address if isinstance(address, str) else repr(address)
 
 
-_MOMENT = 0.05  # seconds between looks for acknowledgements, which nothing announces
-
-
 def _shut(connection: socket.socket, how: int) -> None:
     with contextlib.suppress(OSError):  # the peer may have been faster
         socket.socket.shutdown(connection, how)  # SSLSocket's own would take the TLS layer away
+
+
+_MOMENT = 0.05  # seconds between looks for acknowledgements, which nothing announces
 
 
 def _unacknowledged(connection: socket.socket) -> int | None:
@@ -1144,12 +1144,12 @@ class _Connection:
             while some := self.tls.read(_BLOCK):
                 text += some
             data = b""  # TLS has ended
-        except ssl.SSLZeroReturnError:  # as above, where our side has ended, too
-            data = b""
         except ssl.SSLWantReadError:
             data = None if data else data  # b"" is the end of the connection
         except ssl.SSLError as error:
-            if not isinstance(error, (ssl.SSLEOFError, ssl.SSLSyscallError)):  # upon another
+            # TLS has ended on both sides; or an error before this one has been told already.
+            told = ssl.SSLZeroReturnError, ssl.SSLEOFError, ssl.SSLSyscallError
+            if not isinstance(error, told):
                 self._break(error)
             data = b""
         self.more = bool(text)  # then the end may stand behind it
