@@ -45,6 +45,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 README = (HERE / "README.md").read_text(encoding="utf-8")
 LIMIT = 30  # seconds after which something hangs; no test takes nearly as long
 LONG = 10 * LIMIT
+MODULE = "-m", "revecho"  # which Python has compiled once, unlike the revecho.py of a command
+SETTINGS = "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"  # of this machine, that are not for tests
 # A shell lets what it starts in the background ignore Ctrl-C, and that would be inherited.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -221,9 +223,10 @@ class Program(subprocess.Popen):
     It follows the *start*; *env* is what the environment has besides.
     """
 
-    def __init__(self, line="", program=("revecho.py",), start='exec "$@" ', env=None, **keywords):
-        command = ["sh", "-c", start + line, "sh", sys.executable, "-W", "error", *program]
-        env = {**os.environ, "PYTHONUNBUFFERED": "", **(env or {})}
+    def __init__(self, line="", program=MODULE, start='exec "$@" ', env=None, **keywords):
+        # -S: there is nothing but the standard library
+        command = ["sh", "-c", start + line, "sh", sys.executable, "-S", "-W", "error", *program]
+        env = {**os.environ, **dict.fromkeys(SETTINGS, ""), **(env or {})}
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         super().__init__(command, cwd=HERE, env=env, bufsize=0, **{**pipes, **keywords})
 
@@ -779,9 +782,9 @@ class ReversingTest(Case):
         self.assertLess(seconds(revecho.reverse_text, private), first / 2)
         tracemalloc.start()
         self.addCleanup(tracemalloc.stop)
-        for start in range(0x20000, 0x28000, 0x1000):
+        for start in range(0x20000, 0x25000, 0x1000):
             revecho.reverse_text("".join(map(chr, range(start, start + 0x1000))))
-        self.assertLess(tracemalloc.get_traced_memory()[0], 1_700_000)  # 2.4 million for all
+        self.assertLess(tracemalloc.get_traced_memory()[0], 1_200_000)  # 2 million for all
 
 
 # Cutting bytes into lines
@@ -1281,7 +1284,7 @@ class IdleTest(HeartCase):
                 time.sleep(0.001)
 
         received = threading.Event()
-        connection = self.connect(self.serve(handle=handle))
+        connection = self.connect(self.serve(handle=handle, drain_time=0))
         self.flood(connection, b"x" * 10_000)
         self.assertTrue(received.wait(LIMIT))
         self.ahead += 61
@@ -1593,7 +1596,7 @@ class ServerTest(Case):
                 outcome.put(error.errno)
 
         errors, outcome = iter(errors), queue.SimpleQueue()
-        server = Server(("127.0.0.1", 0), Handler)
+        server = subclass(Server, look_interval=0.01)(("127.0.0.1", 0), Handler)
         server.socket = Listener(fileno=server.socket.detach())
         server.socket.setblocking(False)
         self.on_thread(serve)
@@ -1884,11 +1887,11 @@ class StoppingTest(HeartCase):
         """Not for so many tries, but for as long as the grace lets them."""
 
         def respond(_, lines):
-            time.sleep(0.3)  # longer than a server looks twice for room
+            time.sleep(0.1)  # longer than a server looks twice for room
             return revecho.reverse_lines(lines)
 
         server = self.serve(
-            respond=respond, max_connections=1, request_queue_size=1, look_interval=0.1, grace=LONG
+            respond=respond, max_connections=1, request_queue_size=1, look_interval=0.03, grace=LONG
         )
         first, second = self.crowd(2, server)
         until(lambda: server.connections)
@@ -2149,7 +2152,19 @@ class StoppingTest(HeartCase):
         self.assertEqual(self.exchange(server, b"hello\n"), b"hello\n")
 
 
-class ConnectionElsewhereTest(Elsewhere, ConnectionTest):
+def without(*names):
+    """Leave tests out."""
+    return type("Without", (), dict.fromkeys(f"test_{name}" for name in names))
+
+
+# What is left out has no receive in it that could be patient, or runs in another process.
+
+
+class ConnectionElsewhereTest(
+    without("memory", "error_arrives_though_the_client_goes_on_sending"),
+    Elsewhere,
+    ConnectionTest,
+):
     pass
 
 
@@ -2161,13 +2176,13 @@ class IdleElsewhereTest(Elsewhere, IdleTest):
     pass
 
 
-class StoppingElsewhereTest(Elsewhere, StoppingTest):
+class StoppingElsewhereTest(
+    without("handler_that_hangs_is_left_behind", "of_a_handler_that_has_closed_its_connection"),
+    without("interrupted", "those_in_the_listen_queue_wait_for_a_slow_respond"),
+    Elsewhere,
+    StoppingTest,
+):
     pass
-
-
-def without(*names):
-    """Leave tests out."""
-    return type("Without", (), dict.fromkeys(f"test_{name}" for name in names))
 
 
 # Python's TLS cannot send and receive on two threads at a time, nor end its side when a reply may
@@ -2358,7 +2373,7 @@ class StoppingTlsTest(
     without("replies_that_are_acknowledged_late", "silent_clients_in_the_listen_queue"),
     without("interrupted_while_another_thread_accepts", "of_a_handle_that_waits_by_itself"),
     without("end_of_the_clients_side_is_not_taken_for_the_servers"),
-    without("of_a_handler_that_has_closed_its_connection"),
+    without("of_a_handler_that_has_closed_its_connection", "handler_that_hangs_is_left_behind"),
     without("received_lines_are_answered_to_a_client_that_reads_late"),
     without("by_a_thread_of_its_own", "of_a_thread_that_is_in_handle_request"),
     Tls,
@@ -2375,7 +2390,7 @@ class InterleavingTest(HeartCase):
     """
 
     KINDS: ClassVar = {"serve_forever": "acceptor", "server_close": "closer"}  # others: worker
-    STEP = 1 if "EVERY_LINE" in os.environ else 41
+    STEP = 1 if "EVERY_LINE" in os.environ else 89
 
     def hold(self, kind, number):
         """Return a trace function, and what tells that a thread of the kind is held."""
@@ -2671,9 +2686,12 @@ class ClientTest(ClientCase):
     @needs_linux
     def test_acknowledged_or_not(self):
         """By a peer with small buffers that does not read: some of much, of a little all."""
-        for length, share in ((1000, "all 1001 bytes"), (50_000_000, "some of 50000001 bytes")):
+
+        def time_out(length, share):
             with self.assertRaisesRegex(TimeoutError, f"^no reply within .* s; {share} acknowl"):
                 self.request("x" * length, self.other_server(lambda _: True), timeout=0.3)
+
+        at_once(time_out, ((1000, "all 1001 bytes"), (50_000_000, "some of 50000001 bytes")))
 
     def test_reset(self):
         """While a part is still to be sent."""
@@ -3220,24 +3238,23 @@ class ClientCommandTest(Case):
 
     def test_filter(self):
         client = f"client {to(self.serve())}"
-        endings = (b"", b"end", b" :rorre", b"\r")
-        texts = [b"", *(self.LINES + ending for ending in endings)]
-        for options in ("", " --check"):
-            self.assert_all(
-                *((client + options, revecho.reverse_lines(t), 0, "", t) for t in texts)
-            )
+        self.assert_all(*(
+            (f"{client} {options}", revecho.reverse_lines(lines), 0, "", lines)
+            for options in ("", "--check")
+            for lines in (b"", self.LINES, self.LINES + b" :rorre")
+        ))
 
     @needs_allocator
     def test_filter_holds_what_is_under_way(self):
-        """60 MB, checked or not."""
+        """27 MB, checked or not."""
         port = to(self.serve())
         block, reply = b"0123456789\n" * 100_000, b"9876543210\n" * 100_000
         for client in [self.start(f"client {port} {option}") for option in ("", "--check")]:
-            self.on_thread(lambda stdin=client.stdin: [stdin.write(block) for _ in range(55)])
+            self.on_thread(lambda stdin=client.stdin: [stdin.write(block) for _ in range(25)])
             with io.BufferedReader(client.stdout) as replies:
-                for _ in range(55):
+                for _ in range(25):
                     self.assertEqual(replies.read(len(reply)), reply)
-                self.assertLess(resident(client.pid), 60_000)
+                self.assertLess(resident(client.pid), 32_000)
                 client.stdin.close()
 
     def test_filter_is_live(self):
