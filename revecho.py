@@ -493,26 +493,24 @@ class ReverseHandler(socketserver.StreamRequestHandler):
         """
         connection = self._socket or self._be_patient()
         while True:
-            stopping = self.server.stopping  # to be asked before the receive: see _wait()
-            now = time.monotonic()
-            late = now >= self._idle_at
-            if stopping or late:
+            over = self._over()
+            if over:
                 connection.setblocking(False)  # for what has arrived, and no more
                 # A peer that never lets us wait shall not go on for ever.
-                if now >= self.server.receive_until or self._late >= _BLOCK:
-                    self._seconds_left(_READ)  # raises if there are none
+                if time.monotonic() >= self.server.receive_until or self._late >= _BLOCK:
+                    raise over
             try:
                 data = connection.recv(self._size)
                 break
             except OSError as error:
-                self._wait(self._awaited(error, _READ), stopping)
+                self._wait(self._awaited(error, _READ), over)
         if not data:
             if time.monotonic() >= self.server.receive_until:  # the server may have cut it
                 raise CloseConnection(why="stopping")
             self._nothing_to_drain, self._why = True, ""
         elif len(data) == self._size:
             self._size = min(_BLOCK, self.server.max_line)
-        if late:
+        if isinstance(over, _IdleError):
             self._late += len(data)
         return data
 
@@ -524,17 +522,18 @@ class ReverseHandler(socketserver.StreamRequestHandler):
         """
         connection, unsent = self._socket or self._be_patient(), memoryview(data)
         self._idle_at = time.monotonic() + self._idle_timeout  # what has passed was ours
+        over = None
         while unsent:
-            stopping = self.server.stopping  # TLS may have to receive something first
             try:
                 count = connection.send(unsent)
             except OSError as error:
-                self._wait(self._awaited(error, _WRITE), stopping)
+                self._wait(self._awaited(error, _WRITE), over)
+                over = self._over()  # TLS may have to receive something first
                 continue
             unsent = unsent[count:]
             self._sent += count
             if unsent:
-                self._seconds_left(_WRITE)  # raises if there are none
+                self._expect_progress()
         self._idle_at, self._late = time.monotonic() + self._idle_timeout, 0
 
     def _leave(self) -> None:
@@ -560,7 +559,7 @@ class ReverseHandler(socketserver.StreamRequestHandler):
             except OSError as error:
                 event = self._awaited(error, _WRITE)
             if event == _WRITE:
-                self._wait(event, stopping=False)
+                self._wait(event, None)
 
     def _be_patient(self) -> socket.socket:
         """Return the socket, which from now on leaves all long waits to _wait()."""
@@ -586,35 +585,39 @@ class ReverseHandler(socketserver.StreamRequestHandler):
                 self._nothing_to_drain = True
             raise _BrokenError(why=_in_words(error)) from error
 
-    def _wait(self, event: int, stopping: bool) -> None:
+    def _over(self) -> CloseConnection | None:
+        """Return what ends the connection if nothing is there to receive, or None if nothing does.
+
+        To be asked before the receive.  A thread can be held up after it, for longer than its time,
+        and what comes meanwhile is not to be dropped.
+        """
+        if time.monotonic() >= self._idle_at:
+            return _IdleError(why="idle")
+        return CloseConnection(why="stopping") if self.server.stopping else None
+
+    def _wait(self, event: int, over: CloseConnection | None) -> None:
         """Wait until the peer has sent something (_READ) or has room (_WRITE).
 
-        For something to receive, only until the server stops.  *stopping* tells whether that was
-        known before the last try.
+        For something to receive, only until the server stops.  *over* is what _over() said before
+        the try that has just failed.
         """
         wanted = {self.request: event}
-        if event == _READ:
-            if stopping:
-                # Who knew that the server stops, and then found nothing to receive, has answered
-                # all that had arrived.
-                self._nothing_to_drain = True
-                raise CloseConnection(why="stopping")
+        if event == _WRITE:
+            self._expect_progress()
+        elif over:  # and all that had arrived has been answered
+            self._nothing_to_drain = self.server.stopping
+            raise over
+        else:
             wanted[self.server.stop_signal] = _READ
+        seconds = min(max(0, self._idle_at - time.monotonic()), _LONGEST_WAIT)
         with contextlib.suppress(ValueError):  # one of them is closed: the next try will tell
-            _ready(wanted, min(self._seconds_left(event), _LONGEST_WAIT))
+            _ready(wanted, seconds)
 
-    def _seconds_left(self, event: int) -> float:
-        """Return how long the peer may still take; raise CloseConnection if its time is over."""
-        now = time.monotonic()
-        end = self.server.receive_until if event == _READ else math.inf
-        if now >= end:
-            raise CloseConnection(why="stopping")
-        if now < self._idle_at:
-            return min(end, self._idle_at) - now
-        if event == _READ:
-            raise _IdleError(why="idle")
-        self._nothing_to_drain = True  # what the peer does not take it need not be spared
-        raise _BrokenError(why="idle")
+    def _expect_progress(self) -> None:
+        """Raise _BrokenError if the peer's time to take what is sent is over."""
+        if time.monotonic() >= self._idle_at:
+            self._nothing_to_drain = True  # what the peer does not take it need not be spared
+            raise _BrokenError(why="idle")
 
     def _drain(self) -> None:
         """End our side; read and drop what comes until the peer ends, or is quiet and has it all.

@@ -1309,6 +1309,29 @@ class IdleTest(HeartCase):
             held_up.append(61)
             self.ask(connection)
 
+    def test_a_thread_that_is_held_up_before_it_waits(self):
+        """What has come meanwhile has come in time."""
+
+        class HeldUp(socket.socket):
+            def recv(self, size):
+                try:
+                    return super().recv(size)
+                except BlockingIOError:
+                    if not case.ahead:
+                        clients.get(timeout=LIMIT).sendall(b"hello\n")
+                        until(lambda: readable(self))
+                        case.ahead += 61
+                    raise
+
+        def get_request(server):
+            request, address = Server.get_request(server)
+            return HeldUp(fileno=request.detach()), address
+
+        case, clients = self, queue.SimpleQueue()
+        connection = self.connect(self.serve(get_request=get_request))
+        clients.put(connection)
+        self.assertEqual(receive(connection, 6), b"olleh\n")
+
     def test_a_handler_that_takes_long_before_it_receives(self):
         """What has come meanwhile has come in time, also in pieces."""
 
@@ -2355,7 +2378,7 @@ class TlsServerTest(Tls, HeartCase):
 
 
 class IdleTlsTest(
-    without("an_end_that_has_come_in_time"),
+    without("an_end_that_has_come_in_time", "a_thread_that_is_held_up_before_it_waits"),
     without("client_that_goes_on_with_a_line_after_its_time"),
     without("a_peer_that_reads_a_large_reply_slowly"),
     without("idle_clients_give_way_at_the_limit"),
