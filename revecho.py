@@ -442,13 +442,15 @@ class ReverseHandler(socketserver.StreamRequestHandler):
     def _lives_through(self, step: Callable[[], None]) -> bool:
         """Take a step; tell whether nothing has ended the connection in it."""
         try:
-            step()
-            return True
-        except CloseConnection as end:
-            self._why = end.why
-            if end.reply:
-                with contextlib.suppress(CloseConnection):
+            try:
+                step()
+                return True
+            except CloseConnection as end:
+                self._why = end.why
+                if end.reply:
                     self.send(end.reply)
+        except CloseConnection:
+            pass  # the last bytes cannot be sent; why it ends is known
         except Exception:
             self._why = "the handler failed"
             self.server.handle_error(self.request, self.client_address)

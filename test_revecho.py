@@ -985,6 +985,20 @@ class ConnectionTest(HeartCase):
         self.assertEqual(self.exchange(server, b"me\n"), b"me\nbye\n")
         self.assertEqual(self.warned(), [])
 
+    def test_an_end_with_a_reply_that_is_no_bytes(self):
+        """That is a failure of the handler, like any other."""
+
+        def respond(*_):
+            raise revecho.CloseConnection("bye\n")
+
+        def finish(handler):
+            Handler.finish(handler)
+            handler.send(b"finished\n")
+
+        server = self.serve(respond=respond, finish=finish)
+        self.assertEqual(self.exchange(server, b"hello\n"), b"finished\n")
+        self.assertRegex(self.until_logged(" gone ")[1], "the handler failed Traceback$")
+
     def test_an_end_of_what_is_closed(self):
         def handle(handler):
             handler.request.close()
@@ -2215,6 +2229,7 @@ class StoppingElsewhereTest(
 class ConnectionTlsTest(
     without("a_handler_that_raises", "close_connection", "protocol_error", "memory", "drain"),
     without("an_end_in_setup_or_finish", "an_end_of_what_is_closed"),
+    without("an_end_with_a_reply_that_is_no_bytes"),
     without("error_arrives_though_the_client_goes_on_sending", "pipelining_without_end"),
     without("socket_of_a_connection", "binary_frames", "handle_can_be_overridden"),
     without("respond_can_be_overridden", "log_of_a_connection"),
