@@ -1725,7 +1725,7 @@ def _on_one_processor() -> Iterator[str]:
     can = has_lock and hasattr(os, "sched_getaffinity")  # PyPy on Linux can not
     allowed = os.sched_getaffinity(0) if can else set()
     with contextlib.ExitStack() as until_the_end:
-        if len(allowed) > 1:
+        if allowed:
             with contextlib.suppress(OSError):  # where the system forbids it
                 name = until_the_end.enter_context(socket.socket(socket.AF_UNIX))
                 # In a random order: the servers in other containers do not see these names.

@@ -3196,33 +3196,29 @@ class ServerCommandTest(Case):
         """Each server takes one that no other has, where Python has its lock; else it takes all."""
 
         def processors(server):
-            at(server)
             if pathlib.Path("/proc/net/unix").read_text().count("@revecho/") > 3:
                 self.skipTest("servers that are no part of this test run on this machine")
             return os.sched_getaffinity(server.pid)
 
+        def start_on(allowed):
+            self.addCleanup(os.sched_setaffinity, 0, PROCESSORS)
+            os.sched_setaffinity(0, allowed)  # which the server inherits
+            server = self.start_server(stderr=subprocess.PIPE)
+            at(server)  # one after the other
+            return server
+
         allowed = {*sorted(PROCESSORS)[:2]}
-        os.sched_setaffinity(0, allowed)  # which the servers inherit
-        self.addCleanup(os.sched_setaffinity, 0, PROCESSORS)
-        servers = []
-        for _ in "123":
-            servers.append(self.start_server(stderr=subprocess.PIPE))
-            at(servers[-1])  # one after the other
-        first = servers[0]
+        narrow = {min(allowed)}  # as by `taskset`
+        servers = [start_on(each) for each in (narrow, allowed, allowed)]
         if not getattr(sys, "_is_gil_enabled", lambda: True)():
-            self.assertEqual(processors(first), allowed)
+            self.assertEqual([*map(processors, servers)], [narrow, allowed, allowed])
             return
-        taken = [*map(processors, servers)]
-        self.assertEqual({*map(len, taken)}, {1})
-        self.assertEqual(set.union(*taken), allowed)  # the third shares one
-        (processor,) = taken[0]
-        first.terminate()
-        self.assert_ends(first, stderr=f".*, on processor {processor} alone\n(.*\n)*")
-        again = self.start_server()
-        self.assertEqual(processors(again), taken[0])
-        program = f"import os, revecho; os.sched_setaffinity(0, {taken[0]}); revecho.main()"
-        narrow = self.start_server(program=("-c", program))
-        self.assertEqual(processors(narrow), taken[0])
+        first, second, third = map(processors, servers)
+        self.assertEqual((first, second, len(third)), (narrow, allowed - narrow, 1))
+        servers[1].terminate()
+        (processor,) = second
+        self.assert_ends(servers[1], stderr=f".*, on processor {processor} alone\n(.*\n)*")
+        self.assertEqual(processors(start_on(allowed)), second)
 
     @unittest.skipUnless(len(PROCESSORS) > 1, "needs two processors, and Linux")
     def test_processor_of_a_program_that_embeds_it(self):
