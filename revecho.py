@@ -24,7 +24,7 @@ Extend it: subclass the handler and override one method.
     ...     request("hello", *server.server_address[:2])
     'HELLO'
 
-What is where, each part made of those above it:
+What is where, each part made of those above it (the appendix aside):
 
     Reversing          reverse_text(), reverse_lines(): bytes in, bytes out
     Lines              cutting bytes into lines, and how to end a connection from within
@@ -585,7 +585,8 @@ class ReverseHandler(socketserver.StreamRequestHandler):
         except KeyError:
             if isinstance(error, ConnectionError):
                 self._nothing_to_drain = True
-            raise _BrokenError(why=_in_words(error)) from error
+            cut = time.monotonic() >= self.server.open_until  # by the server
+            raise _BrokenError(why="stopping" if cut else _in_words(error)) from error
 
     def _over(self) -> CloseConnection | None:
         """Return what ends the connection if nothing is there to receive, or None if nothing does.

@@ -1919,6 +1919,7 @@ class StoppingTest(HeartCase):
         server, _ = self.serve_one_who_does_not_read(grace=0.1)
         server.server_close()
         until(lambda: threading.active_count() <= threads)
+        self.assertRegex(self.logged()[-1], " gone .* bytes sent: stopping$")
 
     def test_those_in_the_listen_queue_wait_for_a_slow_respond(self):
         """Not for so many tries, but for as long as the grace lets them."""
