@@ -112,6 +112,11 @@ def _quantity(number: float, unit: str) -> str:
     return f"{number:.15g} {unit}{'s' * (number != 1)}"
 
 
+def _printable(text: str) -> str:
+    """Return it with escapes for control characters and for bytes that are not UTF-8."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 # ---- Reversing -----------------------------------------------------------------------------------
 
 # A text without any of these is reversed character by character: most Latin, Greek, Cyrillic, Han,
@@ -344,7 +349,7 @@ class _Workers(dict[threading.Thread, queue.SimpleQueue[Any]]):
 
     Starting a thread costs more than everything else that a short connection needs.  The public
     methods are for the thread that accepts, and for the one that closes the server after that.  A
-    worker itself only adds itself to those that are idle: append() and pop() need no lock.
+    worker itself only appends its inbox to _idle, and a list needs no lock for append() and pop().
     """
 
     def __init__(self, serve: Callable[[Any, Any], None]) -> None:
@@ -391,9 +396,15 @@ class _Workers(dict[threading.Thread, queue.SimpleQueue[Any]]):
 class _IdleError(CloseConnection):
     """The peer has sent no line for too long; it can be told."""
 
+    def __init__(self) -> None:
+        super().__init__(why="idle")
 
-class _BrokenError(CloseConnection):
-    """The connection broke, or the peer takes nothing any more; it cannot be told."""
+
+class _StoppingError(CloseConnection):
+    """The server stops, and all that had arrived has been answered."""
+
+    def __init__(self) -> None:
+        super().__init__(why="stopping")
 
 
 class ReverseHandler(socketserver.StreamRequestHandler):
@@ -499,7 +510,8 @@ class ReverseHandler(socketserver.StreamRequestHandler):
             if over:
                 connection.setblocking(False)  # for what has arrived, and no more
                 # A peer that never lets us wait shall not go on for ever.
-                if time.monotonic() >= self.server.receive_until or self._late >= _BLOCK:
+                most = self.server.max_line + _BLOCK
+                if time.monotonic() >= self.server.receive_until or self._late >= most:
                     raise over
             try:
                 data = connection.recv(self._size)
@@ -508,11 +520,11 @@ class ReverseHandler(socketserver.StreamRequestHandler):
                 self._wait(self._awaited(error, _READ), over)
         if not data:
             if time.monotonic() >= self.server.receive_until:  # the server may have cut it
-                raise CloseConnection(why="stopping")
+                raise _StoppingError
             self._nothing_to_drain, self._why = True, ""
         elif len(data) == self._size:
             self._size = min(_BLOCK, self.server.max_line)
-        if isinstance(over, _IdleError):
+        if over is _IdleError:
             self._late += len(data)
         return data
 
@@ -520,7 +532,7 @@ class ReverseHandler(socketserver.StreamRequestHandler):
         """Send all of *data*; the peer has the idle timeout to take it.
 
         Raises CloseConnection, as receive() does, if that is not enough, or the connection broke.
-        A stop of the server only leaves it no more than the grace.
+        A stop of the server shortens that to the grace.
         """
         connection, unsent = self._socket or self._be_patient(), memoryview(data)
         self._idle_at = time.monotonic() + self._idle_timeout  # what has passed was ours
@@ -535,7 +547,7 @@ class ReverseHandler(socketserver.StreamRequestHandler):
             unsent = unsent[count:]
             self._sent += count
             if unsent:
-                self._expect_progress()
+                self._raise_if_idle()
         self._idle_at, self._late = time.monotonic() + self._idle_timeout, 0
 
     def _leave(self) -> None:
@@ -546,7 +558,7 @@ class ReverseHandler(socketserver.StreamRequestHandler):
         # In a stop we do not know whether the last replies have arrived.
         if not self._nothing_to_drain or (self.server.stopping and _unacknowledged(self.request)):
             self._drain()
-        took, why = time.monotonic() - self._opened_at, self._why and f": {self._why}"
+        took, why = time.monotonic() - self._opened_at, self._why and f": {_printable(self._why)}"
         peer = _address(self.client_address)
         log.info("%s gone after %.1f s, %d bytes sent%s", peer, took, self._sent, why)
 
@@ -586,19 +598,19 @@ class ReverseHandler(socketserver.StreamRequestHandler):
             if isinstance(error, ConnectionError):
                 self._nothing_to_drain = True
             cut = time.monotonic() >= self.server.open_until  # by the server
-            raise _BrokenError(why="stopping" if cut else _in_words(error)) from error
+            raise CloseConnection(why="stopping" if cut else _in_words(error)) from error
 
-    def _over(self) -> CloseConnection | None:
+    def _over(self) -> type[CloseConnection] | None:
         """Return what ends the connection if nothing is there to receive, or None if nothing does.
 
         To be asked before the receive.  A thread can be held up after it, for longer than its time,
         and what comes meanwhile is not to be dropped.
         """
         if time.monotonic() >= self._idle_at:
-            return _IdleError(why="idle")
-        return CloseConnection(why="stopping") if self.server.stopping else None
+            return _IdleError
+        return _StoppingError if self.server.stopping else None
 
-    def _wait(self, event: int, over: CloseConnection | None) -> None:
+    def _wait(self, event: int, over: type[CloseConnection] | None) -> None:
         """Wait until the peer has sent something (_READ) or has room (_WRITE).
 
         For something to receive, only until the server stops.  *over* is what _over() said before
@@ -606,7 +618,7 @@ class ReverseHandler(socketserver.StreamRequestHandler):
         """
         wanted = {self.request: event}
         if event == _WRITE:
-            self._expect_progress()
+            self._raise_if_idle()
         elif over:  # and all that had arrived has been answered
             self._nothing_to_drain = self.server.stopping
             raise over
@@ -616,11 +628,11 @@ class ReverseHandler(socketserver.StreamRequestHandler):
         with contextlib.suppress(ValueError):  # one of them is closed: the next try will tell
             _ready(wanted, seconds)
 
-    def _expect_progress(self) -> None:
-        """Raise _BrokenError if the peer's time to take what is sent is over."""
+    def _raise_if_idle(self) -> None:
+        """Raise CloseConnection if the peer's time to take what is sent is over."""
         if time.monotonic() >= self._idle_at:
             self._nothing_to_drain = True  # what the peer does not take it need not be spared
-            raise _BrokenError(why="idle")
+            raise CloseConnection(why="idle")
 
     def _drain(self) -> None:
         """End our side; read and drop what comes until the peer ends, or is quiet and has it all.
@@ -628,16 +640,16 @@ class ReverseHandler(socketserver.StreamRequestHandler):
         To close with input unread, or before more comes in, would reset the connection, and destroy
         replies that are on their way.
         """
-        now, below_tls = time.monotonic(), socket.socket
+        now = time.monotonic()
         end, left = now + self.drain_time, self.drain_limit
         quiet_at = now + (0 if self._nothing_to_drain else self.drain_quiet)
+        _shut(self.request, socket.SHUT_WR)
         with contextlib.suppress(OSError, ValueError):  # it may be broken, or closed by a handle()
-            below_tls.shutdown(self.request, socket.SHUT_WR)
             while left > 0 and now < end:
                 if now >= quiet_at and not _unacknowledged(self.request):
                     break
                 if _ready({self.request: _READ}, _MOMENT):
-                    data = below_tls.recv(self.request, _BLOCK)
+                    data = socket.socket.recv(self.request, _BLOCK)  # below TLS
                     if not data:
                         break
                     left -= len(data)
@@ -757,19 +769,12 @@ class ReverseServer(socketserver.ThreadingTCPServer):
             ssl_context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True)
         self.connections = _Connections()
         self._workers = _Workers(self.process_request_thread)
-        self._accepting, self._closing = threading.RLock(), threading.RLock()  # held meanwhile
+        self._accepting, self._closing = threading.RLock(), threading.RLock()  # held by who does
         self._next_look = 0.0
         self._crowded_at = -math.inf  # when others last had to wait
         self.address_family, address = _resolve(*server_address[:2])
-        super().__init__(address, RequestHandlerClass, bind_and_activate=False)
-        with contextlib.ExitStack() as if_it_fails:
-            if_it_fails.callback(super().server_close)
-            self.stop_signal, self._far_end = socket.socketpair()  # it is readable when that closes
-            if_it_fails.callback(self._close_sockets)
-            if bind_and_activate:
-                self.server_bind()
-                self.server_activate()
-            if_it_fails.pop_all()
+        self.stop_signal, self._far_end = socket.socketpair()  # it is readable when that is shut
+        super().__init__(address, RequestHandlerClass, bind_and_activate)
 
     def server_activate(self) -> None:
         """Listen; a client may be gone again before accept(), which shall not wait for another."""
@@ -834,12 +839,14 @@ class ReverseServer(socketserver.ThreadingTCPServer):
                 raise BlockingIOError from error  # over which socketserver passes
             connection.settimeout(None)  # whatever socket.setdefaulttimeout() says
             if self.ssl_context:  # the handshake comes with the first receive or send
-                connection = self.ssl_context.wrap_socket(
-                    connection,
-                    server_side=True,
-                    do_handshake_on_connect=False,
-                    suppress_ragged_eofs=False,  # an end without a farewell is no end of a line
-                )
+                with connection:  # until wrap_socket() has taken it over
+                    connection.getpeername()  # reset?  wrap_socket() would fail half-way
+                    connection = self.ssl_context.wrap_socket(
+                        connection,
+                        server_side=True,
+                        do_handshake_on_connect=False,
+                        suppress_ragged_eofs=False,  # an end without a farewell ends no line
+                    )
             return connection, client_address
 
     def _reserve(self, count: int) -> None:
@@ -853,7 +860,10 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         if self.stopping:
             if not count:
                 raise _NotAcceptingError  # nobody can make room
-            self.connections.wait(lambda: len(self.connections) < count, self.receive_until)
+            self.connections.wait(
+                lambda: len(self.connections) < count or time.monotonic() >= self.receive_until,
+                self.receive_until,
+            )
         else:
             if time.monotonic() > self._crowded_at + 1:  # once for as long as it goes on
                 log.warning("cannot accept, others wait: %s", why)
@@ -891,10 +901,6 @@ class ReverseServer(socketserver.ThreadingTCPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
         """Log an exception of the handler's own."""
         log.error("%s: the handler failed", _address(client_address), exc_info=sys.exc_info())
-
-    def shutdown_request(self, request: Any) -> None:
-        """Close the connection; the handler has ended our side, if there was one."""
-        self.close_request(request)
 
     def close_request(self, request: Any) -> None:
         """Close the connection, and make room for another (call this)."""
@@ -937,7 +943,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         # The rest is for sending and draining.
         self.receive_until = min(self.receive_until, self.open_until - 0.1 * grace)
         self.stopping = True
-        self._far_end.close()
+        _shut(self._far_end, socket.SHUT_RDWR)  # it could be open in a forked child, too
         self.connections.look_again()
 
     def _serve_the_listen_queue(self) -> None:
@@ -1201,7 +1207,7 @@ class _Owed:
 
     def __init__(self, line: bytes = b"") -> None:
         self.line = line
-        self._there, self._last_line = _Lines(sys.maxsize), b""
+        self._there, self._last_sent = _Lines(sys.maxsize), b""
         self.sent = 0  # bytes
         self.owed_lines = self.owed_bytes = 0  # of that what has to be answered: not half a line
         self.replies = bytearray()  # that are due, where they are known: see _Compared
@@ -1219,7 +1225,7 @@ class _Owed:
     def _expect(self, lines: bytes) -> None:
         self.owed_lines += lines.count(b"\n")
         self.owed_bytes += len(lines)
-        self._last_line = lines[lines.rfind(b"\n", 0, -1) + 1 :] or self._last_line
+        self._last_sent = lines[lines.rfind(b"\n", 0, -1) + 1 :] or self._last_sent
 
     def due(self) -> bool:
         """Tell whether more has to come: a reply, or the rest of an error."""
@@ -1228,7 +1234,7 @@ class _Owed:
         if (self.lines, self.came) != (self.owed_lines, self.owed_bytes):
             return True
         # An error can be as long as the reply, or begin like one that has no ending.
-        return self._like_error() and self.last != reverse_lines(self._last_line)
+        return self._like_error() and self.last != reverse_lines(self._last_sent)
 
     def take(self, data: bytes) -> None:
         """Take what has come; raise a ReplyError at the first byte that cannot be right."""
@@ -1278,8 +1284,7 @@ class _Owed:
         """Return an error that says *what* is wrong; or the server's own, if it has sent one."""
         lines, came = self.lines, self.came
         if self.last.startswith(b"error: "):
-            what = self.last[:200].partition(b"\n")[0].decode("utf-8", "replace")
-            what = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in what)
+            what = _printable(self.last[:200].partition(b"\n")[0].decode("utf-8", "replace"))
             kind, came = ReplyError, came - len(self.last)
             lines -= not self.unfinished()
         if kind is _WrongReplyError or (kind is TimeoutError and self.line and not came):
@@ -1321,7 +1326,7 @@ def _no_reply(connection: _Connection, owed: _Owed, within: str = "") -> str:
     left += len(connection.unsent)
     size = len(owed.line) or owed.sent - owed.came
     share = "all" if not left else "some of" if left < size else "none of"
-    what = f"{size} byte{'s' * (size > 1)}" if owed.line else "the unanswered bytes"
+    what = _quantity(size, "byte") if owed.line else "the unanswered bytes"
     return f"{text}; {share} {what} acknowledged"
 
 
@@ -1381,8 +1386,8 @@ def _exchange(
         left = max(0, late_at - time.monotonic()) if due or connection.unsent else None
         ready = _ready(wanted, 0 if connection.more else left)
         in_vain = not (ready or connection.more)
-        if feed and feed.socket in ready and not _pass_on(feed, connection, owed):
-            feed = None
+        if feed and feed.socket in ready:
+            feed = feed if _pass_on(feed, connection, owed) else None
         elif connection.unsent:
             connection.send()
         readable = connection.more or ready.get(connection.socket, 0) & _READ
@@ -1675,8 +1680,12 @@ def _run_server(args: argparse.Namespace) -> int:
 
     def stop(*_: Any) -> None:
         for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_DFL)  # a second signal ends the process at once
+            signal.signal(each, kill)
         ended.put(None)
+
+    def kill(number: int, _: Any) -> None:  # Python complains if it is SIG_DFL when both have come
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
 
     logging.basicConfig(level=args.level, format="%(asctime)s %(levelname)s %(message)s")
 

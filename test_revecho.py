@@ -35,6 +35,7 @@ import time
 import unicodedata
 import unittest
 import warnings
+import weakref
 from types import SimpleNamespace
 from typing import ClassVar
 from unittest import mock
@@ -797,6 +798,7 @@ class LinesTest(Case):
     def test_every_cut_in_two(self):
         server = self.serve()
         for cut in range(len(self.SESSION) + 1):
+            until(lambda: not server.connections)
             with self.connect(server) as connection:
                 (inside,) = until(lambda: list(server.connections))
                 connection.sendall(self.SESSION[:cut])
@@ -1019,6 +1021,16 @@ class ConnectionTest(HeartCase):
         until(lambda: not server.connections)
         self.assertEqual(self.warned(), [])
 
+    def test_an_end_that_a_forked_child_has_no_part_in(self):
+        """The client gets it, though another process holds the connection."""
+
+        def setup(handler):
+            self.addCleanup(os.close, os.dup(handler.request.fileno()))  # as a fork does
+            Handler.setup(handler)
+
+        server = self.serve(setup=setup)
+        self.assertEqual(self.exchange(server, b"hello\n"), b"olleh\n")
+
     def test_greeting(self):
         """It comes before anything is asked, and at a stop like everything else."""
 
@@ -1077,7 +1089,7 @@ class ConnectionTest(HeartCase):
         connection.sendall(b"2\n-3\n" + b"4\n" * 100_000)
         self.assertEqual(receive(connection), b"2\n" + error)
         until(lambda: not server.connections)
-        self.assertEqual("".join(self.logged()).count(", 25 bytes sent: none below"), 2)
+        self.assertEqual("".join(self.logged()).count(r", 25 bytes sent: none below 0\udcff"), 2)
         self.assertEqual(self.warned(), [])
 
     def test_log_of_a_connection(self):
@@ -1363,6 +1375,23 @@ class IdleTest(HeartCase):
             gate.open()
             self.assertEqual(receive(connection, 6 + len(line)), b"hello\n" + line)
 
+    def test_a_longest_line_that_has_come_in_time(self):
+        """All of it is received, though that takes several receives."""
+
+        def listen(server):
+            server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+            Server.server_activate(server)
+
+        def handle(handler):
+            handler.send(handler.receive())
+            until(lambda: len(handler.request.recv(1 << 20, socket.MSG_PEEK)) == len(line))
+            self.ahead += 61
+            Handler.handle(handler)
+
+        first, line = b"x" * 1024, b"x" * 65536 + b"\r\n"
+        connection = self.connect(self.serve(handle=handle, server_activate=listen), first + line)
+        self.assertEqual(receive(connection, 1024 + len(line)), first + line)
+
     def test_an_end_that_has_come_in_time(self):
         """Though it is seen late; it makes a line of what it ends."""
 
@@ -1438,6 +1467,24 @@ class IdleTest(HeartCase):
         self.assertRegex(message, " [0-9]+ bytes sent: idle$")
         sent = int(message.split()[-4])
         self.assertTrue(received <= sent < 64 << 20, message)
+
+    @unittest.skipUnless(CPYTHON, "needs reference counts")
+    def test_an_end_leaves_nothing_for_the_garbage_collector(self):
+        def setup(handler):
+            handlers.add(handler)
+            Handler.setup(handler)
+
+        gc.disable()
+        self.addCleanup(gc.enable)
+        handlers = weakref.WeakSet()
+        server = self.serve(setup=setup)
+        idle = self.connect(server, b"half")
+        until(lambda: self.advance(61) or readable(idle))
+        until(lambda: not handlers)
+        self.connect(server, b"half")
+        until(lambda: server.connections)
+        server.server_close()
+        until(lambda: not handlers)
 
     def test_no_idle_timeout(self):
         server = self.serve(idle_timeout=0)
@@ -1531,10 +1578,6 @@ class ServerTest(Case):
             with self.assertRaises(OSError):
                 revecho.ReverseServer((host, at(server)[1]))
         self.assertTrue(given_back(before))
-        logging.getLogger("revecho").setLevel(logging.DEBUG)
-        with self.assertRaises(OSError):
-            revecho.ReverseServer(at(server))
-        self.assertNotIn("started", "".join(self.logged(logging.DEBUG)))
 
     def test_handle_request(self):
         """It waits for one client, or for as long as `timeout` says, or until the server stops."""
@@ -2119,6 +2162,29 @@ class StoppingTest(HeartCase):
         receive_until_gone(connection)
         until(lambda: not server.connections)
 
+    def test_interrupted_while_another_thread_waits_for_room(self):
+        """That waits no longer."""
+
+        def get_request(server):
+            if connection:
+                gate.wait()
+            return Server.get_request(server)
+
+        def interrupt():
+            until(lambda: server.stopping)
+            gate.open()
+            time.sleep(0.1)  # it waits meanwhile; if not yet, this shows nothing
+            os.kill(os.getpid(), signal.SIGINT)
+
+        connection, gate = [], self.gate()
+        server, first, _ = self.busy(max_connections=1, get_request=get_request)
+        connection.append(self.connect(server, b"hello\n"))
+        gate.until_reached()
+        self.on_thread(interrupt)
+        with self.assertRaises(KeyboardInterrupt):
+            server.server_close()
+        receive_until_gone(first)
+
     def test_of_a_handle_that_waits_by_itself(self):
         """It is cut when the grace is over."""
 
@@ -2230,7 +2296,7 @@ class StoppingElsewhereTest(
 class ConnectionTlsTest(
     without("a_handler_that_raises", "close_connection", "protocol_error", "memory", "drain"),
     without("an_end_in_setup_or_finish", "an_end_of_what_is_closed"),
-    without("an_end_with_a_reply_that_is_no_bytes"),
+    without("an_end_with_a_reply_that_is_no_bytes", "an_end_that_a_forked_child_has_no_part_in"),
     without("error_arrives_though_the_client_goes_on_sending", "pipelining_without_end"),
     without("socket_of_a_connection", "binary_frames", "handle_can_be_overridden"),
     without("respond_can_be_overridden", "log_of_a_connection"),
@@ -2331,6 +2397,20 @@ class TlsServerTest(Tls, HeartCase):
             self.ask(connection)  # and nobody else
         self.assertEqual(self.warned(), [])
 
+    def test_resets_before_accept(self):
+        """Nothing is left of them, nor for the garbage collector."""
+        unclosed = []
+        self.stack(mock.patch.object(sys, "unraisablehook", unclosed.append))
+        self.stack(warnings.catch_warnings())
+        warnings.simplefilter("error", ResourceWarning)
+        server = self.stack(Server(("127.0.0.1", 0), Handler, ssl_context=self.server_side))
+        for _ in range(9):
+            reset(self.plain(server))
+        self.on_thread(server.serve_forever)
+        self.addCleanup(server.server_close)
+        self.ask(self.connect(server))
+        self.assertEqual(unclosed, [])
+
     def test_a_stalled_handshake_delays_nobody(self):
         """Nor the stop."""
         server = self.serve(grace=LONG)
@@ -2394,7 +2474,8 @@ class TlsServerTest(Tls, HeartCase):
 
 
 class IdleTlsTest(
-    without("an_end_that_has_come_in_time", "a_thread_that_is_held_up_before_it_waits"),
+    without("an_end_that_has_come_in_time", "a_longest_line_that_has_come_in_time"),
+    without("a_thread_that_is_held_up_before_it_waits"),
     without("client_that_goes_on_with_a_line_after_its_time"),
     without("a_peer_that_reads_a_large_reply_slowly"),
     without("idle_clients_give_way_at_the_limit"),
@@ -2411,6 +2492,7 @@ class StoppingTlsTest(
     without("replies_on_their_way_have_no_longer_than_the_grace", "interrupted"),
     without("replies_that_are_acknowledged_late", "silent_clients_in_the_listen_queue"),
     without("interrupted_while_another_thread_accepts", "of_a_handle_that_waits_by_itself"),
+    without("interrupted_while_another_thread_waits_for_room"),
     without("end_of_the_clients_side_is_not_taken_for_the_servers"),
     without("of_a_handler_that_has_closed_its_connection", "handler_that_hangs_is_left_behind"),
     without("received_lines_are_answered_to_a_client_that_reads_late"),
@@ -2513,6 +2595,27 @@ class RunningServerTest(Case):
         self.assertTrue(given_back(before))
         with self.assertRaises(ConnectionRefusedError):
             revecho.request("hello", *at(server))
+
+    @unittest.skipUnless(hasattr(os, "fork"), "needs fork()")
+    def test_a_forked_child_does_not_delay_its_end(self):
+        program = f"""if True:
+            import contextlib, os, socket, warnings
+            import revecho
+            warnings.simplefilter("ignore", DeprecationWarning)
+            with contextlib.ExitStack() as stack, revecho.running_server(grace={LONG}) as server:
+                for _ in range(20):
+                    client = stack.enter_context(socket.create_connection(server.server_address))
+                    client.sendall(b"hello\\n")
+                    client.recv(6)
+                if not os.fork():
+                    os.read(0, 1)
+                    os._exit(0)
+            print("ended", flush=True)
+            os.read(0, 1)
+        """
+        process = self.start(program=("-c", program))
+        self.assertTrue(readable(process.stdout, seconds=LIMIT))
+        self.assert_ends(process, b"ended\n")
 
     def test_it_waits_for_serve_forever_and_raises_its_error(self):
         class Failing(Server):
@@ -3166,6 +3269,17 @@ class ServerCommandTest(Case):
             self.assertIsNone(servers[1].poll())
             servers[1].send_signal(number)
             self.assertEqual(servers[1].wait(LIMIT), -number)
+
+    def test_two_signals_at_once(self):
+        """Each is taken for the first or for the second, and neither for an error."""
+        server = self.start_server(stderr=subprocess.PIPE)
+        at(server)
+        server.send_signal(signal.SIGSTOP)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
+            server.send_signal(number)
+        _, errors = server.communicate(timeout=LIMIT)
+        self.assertNotIn(b"Traceback", errors)
+        self.assertIn(server.returncode, (-signal.SIGINT, -signal.SIGTERM))
 
     @unittest.skipUnless(has_ipv6(), "needs IPv6")
     def test_ipv6(self):
