@@ -287,8 +287,10 @@ def _sent_again(connection: socket.socket) -> int:
     return 0
 
 
-def _tls_context(server_side: bool, cert: str, key: str, ca: str) -> ssl.SSLContext:
-    """Return a context with these files, or without those that are empty.
+def _tls_context(
+    server_side: bool, cert: str | None, key: str | None, ca: str | None
+) -> ssl.SSLContext:
+    """Return a context with these files, or without those that are None.
 
     Without *ca* a client trusts the authorities that the system trusts, and a server asks for no
     certificate.  Raises an OSError that names the option of the command line, and the file that is
@@ -302,12 +304,12 @@ def _tls_context(server_side: bool, cert: str, key: str, ca: str) -> ssl.SSLCont
             options = f"{option} {file}"
             if file:
                 open(file, "rb").close()  # TLS could not say which is missing
-        context = ssl.create_default_context(purpose, cafile=ca or None)
+        context = ssl.create_default_context(purpose, cafile=ca)
         if ca:
             context.verify_mode = ssl.CERT_REQUIRED
         options = f"--tls-cert {cert}" + f" --tls-key {key}" * bool(key)
         if cert:
-            context.load_cert_chain(cert, key or None)
+            context.load_cert_chain(cert, key)
     except OSError as error:
         raise OSError(f"{options}: {_in_words(error)}") from error
     return context
@@ -319,7 +321,7 @@ def _in_words(error: OSError) -> str:
     code = getattr(error, "reason", None) or ""
     if code in ("WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"):
         words = "what came is no TLS"
-    elif not words and "PEM" in str(error):
+    elif not (words or error.filename) and "PEM" in str(error):
         words = "no certificate with its key, in PEM"
     return words or code.replace("_", " ").lower() or error.strerror or str(error)
 
@@ -1210,6 +1212,7 @@ class _Owed:
         self._there, self._last_sent = _Lines(sys.maxsize), b""
         self.sent = 0  # bytes
         self.owed_lines = self.owed_bytes = 0  # of that what has to be answered: not half a line
+        self.ended = False  # may nothing more come?
         self.replies = bytearray()  # that are due, where they are known: see _Compared
         # What has come: lines, bytes, bytes that can be right, and the last line, whole or not
         self.lines = self.came = self.right = 0
@@ -1228,13 +1231,14 @@ class _Owed:
         self._last_sent = lines[lines.rfind(b"\n", 0, -1) + 1 :] or self._last_sent
 
     def due(self) -> bool:
-        """Tell whether more has to come: a reply, or the rest of an error."""
+        """Tell whether more has to come: a reply, or the rest of what may be an error."""
         if self.line:
             return not self.lines
         if (self.lines, self.came) != (self.owed_lines, self.owed_bytes):
             return True
         # An error can be as long as the reply, or begin like one that has no ending.
-        return self._like_error() and self.last != reverse_lines(self._last_sent)
+        like_error = self.last.startswith(b"error: ") if self.ended else self._like_error()
+        return like_error and self.last != reverse_lines(self._last_sent)
 
     def take(self, data: bytes) -> None:
         """Take what has come; raise a ReplyError at the first byte that cannot be right."""
@@ -1392,10 +1396,11 @@ def _exchange(
             connection.send()
         readable = connection.more or ready.get(connection.socket, 0) & _READ
         came = connection.receive() if readable else None
+        owed.ended = came == b""
         if came:
             write(came)
             owed.take(came)
-        elif came is not None and (owed.due() or feed):
+        elif owed.ended and (owed.due() or feed):
             ended = "the connection ended" + " before the input did" * (not owed.due())
             raise owed.error(connection.broken or ended)
         if in_vain or (left == 0 and (not came or (owed.line and owed.due()))):
@@ -1608,9 +1613,12 @@ def _parser() -> argparse.ArgumentParser:
         option = command.add_argument_group("TLS").add_argument
         if command is not server:
             option("--tls", action="store_true", help="implied by each of the following")
-        option("--tls-cert", metavar="FILE", default="", help=f"certificate {ours}")
-        option("--tls-key", metavar="FILE", default="", help="its key, if not in the same file")
-        option("--tls-ca", metavar="FILE", default="", help="authority of the other's certificate")
+        for name, what in (
+            ("--tls-cert", f"certificate {ours}"),
+            ("--tls-key", "its key, if not in the same file"),
+            ("--tls-ca", "authority of the other's certificate"),
+        ):
+            option(name, type=_file, metavar="FILE", help=what)
     for command in client, ping:
         versions = command.add_mutually_exclusive_group()
         for version, family in ("4", socket.AF_INET), ("6", socket.AF_INET6):
@@ -1640,6 +1648,12 @@ def _host(text: str) -> str:
     if port:
         raise argparse.ArgumentTypeError(f"{text!r} has a port in it, which --port takes")
     return host
+
+
+def _file(name: str) -> str:
+    if not name:  # of a variable that is not set, say: that shall not mean no TLS
+        raise argparse.ArgumentTypeError("the name of the file is empty")
+    return name
 
 
 def _number(kind: type[float], least: float, most: float) -> Callable[[str], float]:

@@ -2891,6 +2891,13 @@ class RequestTest(ClientCase):
             with self.assertRaises(ValueError):
                 self.request(text, server)
 
+    def test_service_whose_answers_begin_like_an_error(self):
+        server = self.serve(respond=lambda _, lines: lines.lower())
+        for text in ("E", "one\nERR", "ERROR:", "ERROR\n"):
+            self.assertEqual(self.stream(text.encode(), server), text.lower().encode())
+        with self.assertRaisesRegex(revecho.ReplyError, "^error: you; "):
+            self.stream(b"one\nERROR: YOU", server)
+
     def test_service_whose_answers_have_another_length(self):
         server = self.serve(respond=lambda _, lines: lines[:-1] * 3 + b"\n")
         self.assertEqual(self.request("ab", server), "ababab")
@@ -4243,6 +4250,7 @@ class TLSClientTest(ClientCase):
         for command in ("client hello", "ping", "client", serve):
             for options, named, why in (
                 (f"--tls-ca {none}", "", missing),
+                (f"--tls-ca {none}.PEM", "", missing),
                 (f"--tls-ca {nonsense}", "", "no certificate or crl found"),
                 (f"--tls-cert {none}", "", missing),
                 (f"--tls-cert {nonsense}", "", "no certificate with its key, in PEM"),
@@ -4252,6 +4260,7 @@ class TLSClientTest(ClientCase):
                 status, out, err = self.main(f"{command} {options}")
                 self.assertEqual((status, out), (1, ""))
                 self.assertRegex(err, rf"\Arevecho: \S+: {named or options}: {why}\n\Z")
+        self.assertEqual(self.main("client --tls-ca '' hello")[0], 2)  # as of an unset variable
         for command in ("client", "ping", "server"):
             result, _, err = self.main(f"{command} --tls-key {ours}")
             self.assertEqual(result, 2)
