@@ -114,6 +114,8 @@ def _quantity(number: float, unit: str) -> str:
 
 def _printable(text: str) -> str:
     """Return it with escapes for control characters and for bytes that are not UTF-8."""
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
