@@ -1513,7 +1513,14 @@ class WorkersTest(Case):
         self.assertLess(len(names), 10)
 
     def test_nothing_stays_behind_after_a_crowd(self):
-        server = self.serve()
+        """Neither threads nor what is known of them."""
+
+        def respond(_, lines):
+            threads.add(threading.current_thread())
+            return lines
+
+        threads = weakref.WeakSet()
+        server = self.serve(respond=respond)
         before = held()
         crowd = self.crowd(300, server)
         for connection in crowd:
@@ -1522,6 +1529,7 @@ class WorkersTest(Case):
         for connection in crowd:
             connection.close()
         until(lambda: given_back(before))
+        until(lambda: gc.collect() >= 0 and not threads)
 
     def test_no_room_for_another_thread(self):
         start, room = threading.Thread.start, threading.active_count() + 4
