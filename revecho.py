@@ -313,7 +313,10 @@ def _tls_context(
         if cert:
             context.load_cert_chain(cert, key)
     except OSError as error:
-        raise OSError(f"{options}: {_in_words(error)}") from error
+        why = _in_words(error)
+        if not error.filename and "PEM" in str(error):
+            why = f"no certificate{' with its key' * options.startswith('--tls-cert')}, in PEM"
+        raise OSError(f"{options}: {why}") from error
     return context
 
 
@@ -323,8 +326,6 @@ def _in_words(error: OSError) -> str:
     code = getattr(error, "reason", None) or ""
     if code in ("WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"):
         words = "what came is no TLS"
-    elif not (words or error.filename) and "PEM" in str(error):
-        words = "no certificate with its key, in PEM"
     return words or code.replace("_", " ").lower() or error.strerror or str(error)
 
 
@@ -771,14 +772,28 @@ class ReverseServer(socketserver.ThreadingTCPServer):
             import ssl
 
             ssl_context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True)
+            # Python 3.9 sets it, and takes an end without a farewell for that of a line.
+            ssl_context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 1 << 7)
         self.connections = _Connections()
         self._workers = _Workers(self.process_request_thread)
         self._accepting, self._closing = threading.RLock(), threading.RLock()  # held by who does
         self._next_look = 0.0
         self._crowded_at = -math.inf  # when others last had to wait
         self.address_family, address = _resolve(*server_address[:2])
+        super().__init__(address, RequestHandlerClass, bind_and_activate=False)
+        with contextlib.ExitStack() as if_it_fails:
+            if_it_fails.callback(super().server_close)
+            self._make_stop_signal()
+            if_it_fails.callback(self._close_sockets)
+            if bind_and_activate:
+                self.server_bind()
+                self.server_activate()
+            if_it_fails.pop_all()
+
+    def _make_stop_signal(self) -> None:
+        """Make one for this process: what a forked child shuts is shut for its parent, too."""
+        self._process = os.getpid()
         self.stop_signal, self._far_end = socket.socketpair()  # it is readable when that is shut
-        super().__init__(address, RequestHandlerClass, bind_and_activate)
 
     def server_activate(self) -> None:
         """Listen; a client may be gone again before accept(), which shall not wait for another."""
@@ -812,6 +827,8 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         """Call *accept*, for the end of which server_close() waits."""
         try:
             with self._accepting:
+                if self._process != os.getpid():
+                    self._make_stop_signal()
                 if not self.stopping:
                     accept(*arguments)
         except _NotAcceptingError as error:
@@ -920,6 +937,9 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         also by several threads, do no harm.  Raises RuntimeError on a thread that it would wait
         for: in respond(), say.
         """
+        if self._process != os.getpid():  # a forked child has none of the threads
+            self._close_sockets()
+            return
         if _held(self._closing):  # a signal's handler calls this in the midst of it
             return
         if _held(self._accepting) or threading.current_thread() in self._workers:
@@ -1089,6 +1109,8 @@ class _Connection:
             self.address = _address(address)
             try:
                 self.socket = socket.socket(family, kind, protocol)
+                # Else the first line would wait for what acknowledges the handshake of TLS.
+                self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self.socket.settimeout(seconds)
                 self.socket.connect(address)
                 return
@@ -1214,7 +1236,7 @@ class _Owed:
         self._there, self._last_sent = _Lines(sys.maxsize), b""
         self.sent = 0  # bytes
         self.owed_lines = self.owed_bytes = 0  # of that what has to be answered: not half a line
-        self.ended = False  # may nothing more come?
+        self.ended = False  # has the other side ended?
         self.replies = bytearray()  # that are due, where they are known: see _Compared
         # What has come: lines, bytes, bytes that can be right, and the last line, whole or not
         self.lines = self.came = self.right = 0
@@ -1702,6 +1724,7 @@ def _run_server(args: argparse.Namespace) -> int:
     def kill(number: int, _: Any) -> None:  # Python complains if it is SIG_DFL when both have come
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
+        os._exit(128 + number)  # process 1 of a container does not die of it
 
     logging.basicConfig(level=args.level, format="%(asctime)s %(levelname)s %(message)s")
 
