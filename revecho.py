@@ -775,7 +775,6 @@ class ReverseServer(socketserver.ThreadingTCPServer):
             # Python 3.9 sets it, and takes an end without a farewell for that of a line.
             ssl_context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 1 << 7)
         self.connections = _Connections()
-        self._workers = _Workers(self.process_request_thread)
         self._accepting, self._closing = threading.RLock(), threading.RLock()  # held by who does
         self._next_look = 0.0
         self._crowded_at = -math.inf  # when others last had to wait
@@ -783,16 +782,17 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         super().__init__(address, RequestHandlerClass, bind_and_activate=False)
         with contextlib.ExitStack() as if_it_fails:
             if_it_fails.callback(super().server_close)
-            self._make_stop_signal()
+            self._own()
             if_it_fails.callback(self._close_sockets)
             if bind_and_activate:
                 self.server_bind()
                 self.server_activate()
             if_it_fails.pop_all()
 
-    def _make_stop_signal(self) -> None:
-        """Make one for this process: what a forked child shuts is shut for its parent, too."""
+    def _own(self) -> None:
+        """Make what a forked child that serves cannot have in common with its parent."""
         self._process = os.getpid()
+        self._workers = _Workers(self.process_request_thread)
         self.stop_signal, self._far_end = socket.socketpair()  # it is readable when that is shut
 
     def server_activate(self) -> None:
@@ -827,10 +827,11 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         """Call *accept*, for the end of which server_close() waits."""
         try:
             with self._accepting:
+                if self.stopping:
+                    return
                 if self._process != os.getpid():
-                    self._make_stop_signal()
-                if not self.stopping:
-                    accept(*arguments)
+                    self._own()
+                accept(*arguments)
         except _NotAcceptingError as error:
             if not self.stopping and error.__cause__:
                 raise error.__cause__ from None
@@ -938,6 +939,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         for: in respond(), say.
         """
         if self._process != os.getpid():  # a forked child has none of the threads
+            self.stopping = True
             self._close_sockets()
             return
         if _held(self._closing):  # a signal's handler calls this in the midst of it
