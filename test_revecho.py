@@ -3865,8 +3865,8 @@ class PingTest(ClientCase):
             out, err = ping.communicate(timeout=LIMIT)
             waiting = rf"127.*: seq=\d waiting after .* ms: no reply{acknowledged}\n"
             rest = rf"\n--- .*\n{re.escape(shown)}\n(.* ms\n)*"
-            shown = none_sent_again(out.decode())
-            self.assertRegex(shown, rf"\A{'' if options else waiting}{rest}\Z")
+            text = none_sent_again(out.decode())
+            self.assertRegex(text, rf"\A{'' if options else waiting}{rest}\Z")
             self.assertEqual((ping.returncode, err), (status, b""))
             gate.open()
 
