@@ -861,8 +861,9 @@ class ReverseServer(socketserver.ThreadingTCPServer):
                 raise BlockingIOError from error  # over which socketserver passes
             connection.settimeout(None)  # whatever socket.setdefaulttimeout() says
             if self.ssl_context:  # the handshake comes with the first receive or send
-                with connection:  # until wrap_socket() has taken it over
-                    connection.getpeername()  # reset?  wrap_socket() would fail half-way
+                with connection:  # closes it, unless wrap_socket() has taken it over
+                    # If it is reset this raises; so would wrap_socket(), but leave its own open.
+                    connection.getpeername()
                     connection = self.ssl_context.wrap_socket(
                         connection,
                         server_side=True,
@@ -928,7 +929,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         """Close the connection, and make room for another (call this)."""
         self.connections.close(request)
 
-    # On the thread that closes the server, which may be any other
+    # On the thread that closes the server, which is none of those
 
     def server_close(self) -> None:
         """Stop listening, answer every line that has been received, and close everything.

@@ -2637,7 +2637,7 @@ class RunningServerTest(Case):
     def test_a_forked_child_that_closes_the_server(self):
         """It does no harm to its parent, whether it has served or not."""
         program = """if True:
-            import os, select, sys, warnings
+            import os, select, socket, sys, time, warnings
             import revecho
             warnings.simplefilter("ignore")
             with revecho.running_server() as server:
@@ -2649,6 +2649,13 @@ class RunningServerTest(Case):
                 print(revecho.request("you", *server.server_address), flush=True)
             with revecho.ReverseServer(("127.0.0.1", 0)) as server:
                 server.timeout = 0.01
+                with socket.create_connection(server.server_address) as client:
+                    client.sendall(b"hello\\n")
+                    server.handle_request()
+                    assert client.recv(6) == b"olleh\\n"  # by a thread that no child has
+                time.sleep(0.1)  # it goes idle; if not yet, this shows less
+                waiting = socket.create_connection(server.server_address)
+                waiting.sendall(b"hello\\n")
                 for serves in (True, False):
                     if not (child := os.fork()):
                         if serves:
@@ -2658,6 +2665,8 @@ class RunningServerTest(Case):
                         os._exit(server.stop_signal.fileno() + 1)
                     assert os.waitpid(child, 0)[1] == 0
                     assert not select.select([server.stop_signal], [], [], 0)[0]
+                assert waiting.recv(6) == b"olleh\\n"
+                waiting.close()
         """
         self.assert_ends(self.start(program=("-c", program)), b"olleh\nuoy\n")
 
@@ -3334,6 +3343,24 @@ class ServerCommandTest(Case):
             self.assertIsNone(servers[1].poll())
             servers[1].send_signal(number)
             self.assertEqual(servers[1].wait(LIMIT), -number)
+
+    @unittest.skipUnless(
+        shutil.which("unshare") and not subprocess.call(["unshare", "-pf", "true"], stderr=-3),
+        "needs unshare, and the right to use it",
+    )
+    def test_a_second_signal_to_process_1(self):
+        """As in a container, where the kernel lets no signal kill it."""
+        unshare = 'exec unshare -pf --kill-child "$@" '
+        server = self.start_server(f"--grace {LONG} --max-line {1 << 30}", start=unshare)
+        busy = self.connect(server)
+        busy.sendall(b"x" * (20 << 20) + b"\n")  # the reply to which fits in no buffers
+        until(lambda: readable(busy))
+        pid = server.pid
+        (child,) = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for _ in "12":
+            os.kill(int(child), signal.SIGTERM)
+            time.sleep(0.1)  # so that these are two
+        self.assertEqual(server.wait(LIMIT), 128 + signal.SIGTERM)
 
     def test_two_signals_at_once(self):
         """Each is taken for the first or for the second, and neither for an error."""
