@@ -17,9 +17,9 @@ Embed it, here with the client in the same program:
 
 Extend it: subclass the handler and override one method.
 
-    >>> class ShoutingHandler(ReverseHandler):
-    ...     def respond(self, lines):
-    ...         return lines.upper()
+    >>> class ShoutingHandler(LineHandler):
+    ...     def answer(self, line):
+    ...         return line.upper()
     >>> with running_server(RequestHandlerClass=ShoutingHandler) as server:
     ...     request("hello", *server.server_address[:2])
     'HELLO'
@@ -30,16 +30,17 @@ What is where, each part made of those above it (the appendix aside):
     Lines              cutting bytes into lines, and how to end a connection from within
     Sockets            addresses, and waiting until one is ready
     Worker threads     each serves one connection after the other
-    One connection     ReverseHandler: all that happens to it, on a thread that it has for itself
-    All connections    which are open; ReverseServer: accepting, the limits, stopping
+    One connection     LineHandler, ReverseHandler: all that happens to one, on a thread of its own
+    All connections    ReverseServer: which are open, accepting, the limits, stopping
     The client         request(), stream()
     The command line   main(): server, client, ping
     Appendix           grapheme clusters for Python before 3.15
 
-Three kinds of threads run in the server.  One accepts, in serve_forever().  A worker serves each
-connection; nobody else receives, sends or closes there, and what it waits for is its peer or
-stop_signal.  The thread that calls server_close() tells both to stop, waits for them, and cuts the
-connections that are left when the grace is over.
+Three kinds of threads run in the server.  One accepts, in serve_forever(): it waits for room, and
+then for a client or stop_signal.  A worker serves each connection; no other thread receives, sends
+or closes there, and it waits for its peer or stop_signal, in LineHandler._wait() alone.  The thread
+that calls server_close() tells both to stop, waits for them, and cuts the connections that are left
+when the grace is over.
 """
 
 from __future__ import annotations
@@ -56,17 +57,16 @@ import os
 import queue
 import random
 import re
-import selectors
+import select
 import signal
 import socket
 import socketserver
-import struct
 import sys
 import threading
 import time
 import unicodedata
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, BinaryIO, Callable
+from typing import TYPE_CHECKING, Any, BinaryIO, Callable, TypeVar, overload
 
 with contextlib.suppress(ImportError):  # Windows has neither
     import fcntl
@@ -74,9 +74,9 @@ with contextlib.suppress(ImportError):  # Windows has neither
 if TYPE_CHECKING:  # else it is imported when it is used: that takes time, and not all have it
     import ssl
 
-__all__ = ["HOST", "PORT", "CloseConnection", "ProtocolError", "ReplyError", "ReverseHandler"]
-__all__ += ["ReverseServer", "main", "request", "reverse_lines", "reverse_text", "running_server"]
-__all__ += ["stream"]
+__all__ = ["HOST", "PORT", "CloseConnection", "LineHandler", "ProtocolError", "ReplyError"]
+__all__ += ["ReverseHandler", "ReverseServer", "main", "request", "reverse_lines", "reverse_text"]
+__all__ += ["running_server", "stream"]
 __version__ = "1.0"
 
 HOST = "127.0.0.1"
@@ -98,6 +98,7 @@ _BOUNDS = {
 _BLOCK = 65536  # bytes asked for in one receive
 
 log = logging.getLogger("revecho")
+_Server = TypeVar("_Server", bound="ReverseServer")
 
 
 def _limit(name: str, value: Any) -> Any:
@@ -181,16 +182,15 @@ def reverse_lines(lines: bytes) -> bytes:
 
 
 class CloseConnection(Exception):  # noqa: N818  it asks for an end, and need not be an error
-    r"""What a handler raises to end the connection, in respond() say: *reply* is its last words.
+    r"""Raise it in a handler, in answer() say, to end the connection in good order.
 
-    *reply* is what has not been sent yet, in bytes; *why* is for the log.
+    *reply* is sent first: bytes that have not been sent yet.  *why* is for the log.
 
-    >>> class Polite(ReverseHandler):
-    ...     def respond(self, lines):
-    ...         before, quit, _ = lines.partition(b"quit\n")
-    ...         if quit:
-    ...             raise CloseConnection(reverse_lines(before) + b"bye\n")
-    ...         return reverse_lines(lines)
+    >>> class Polite(LineHandler):
+    ...     def answer(self, line):
+    ...         if line == b"quit\n":
+    ...             raise CloseConnection(b"bye\n")
+    ...         return line.upper()
     >>> with running_server(RequestHandlerClass=Polite) as server:
     ...     request("quit", *server.server_address[:2])
     'bye'
@@ -202,7 +202,7 @@ class CloseConnection(Exception):  # noqa: N818  it asks for an end, and need no
 
 
 class ProtocolError(CloseConnection):
-    """The same, but the peer is also told what is wrong: ``error: `` and *message* come last.
+    """Raise it to end the connection and tell the peer why: ``error: `` and *message* come last.
 
     *message* is one line of text.  *reply* is sent before it: the answers to the lines before.
     """
@@ -213,7 +213,7 @@ class ProtocolError(CloseConnection):
 
 
 class _Lines:
-    """The lines in what comes bit by bit, none of them longer than *max_line* bytes."""
+    """Cuts what arrives into lines of at most *max_line* bytes."""
 
     def __init__(self, max_line: int) -> None:
         self.max_line = max_line
@@ -261,8 +261,20 @@ def _address(address: Any) -> str:
     """Return host:port; any other address, such as the path of a Unix socket, as it is."""
     if isinstance(address, tuple) and len(address) > 1:
         host, port = address[:2]
+        if len(address) == 4 and address[3]:  # the zone of a link-local address
+            host, _ = socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
         return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
     return address if isinstance(address, str) else repr(address)
+
+
+def _set_options(connection: socket.socket) -> None:
+    """Send without delay, and find out about a peer that vanished; neither is essential."""
+    for level, option in (
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY),
+    ):
+        with contextlib.suppress(OSError):  # a Unix socket has not both
+            connection.setsockopt(level, option, 1)
 
 
 def _shut(connection: socket.socket, how: int) -> None:
@@ -270,13 +282,73 @@ def _shut(connection: socket.socket, how: int) -> None:
         socket.socket.shutdown(connection, how)  # SSLSocket's own would take the TLS layer away
 
 
+def _close(connection: socket.socket) -> None:
+    # close() would leave it open for as long as rfile is, perhaps because of an exception.
+    descriptor = connection.detach()
+    if descriptor >= 0:
+        socket.close(descriptor)
+
+
+# Where there is no poll(), as on Windows, its two flags only have to differ.
+_READ, _WRITE = getattr(select, "POLLIN", 1), getattr(select, "POLLOUT", 4)
+# Windows lets no Ctrl-C through before the end of a wait, so there the main thread waits in slices.
+_SLICE = 0.5 if os.name == "nt" else _LONGEST_WAIT  # seconds
 _MOMENT = 0.05  # seconds between looks for acknowledgements, which nothing announces
+
+
+class _SelectPoll:
+    """What is used here of select.poll(), for systems that have none."""
+
+    def __init__(self) -> None:
+        self._wanted: dict[int, int] = {}
+
+    def register(self, connection: Any, events: int) -> None:
+        if connection.fileno() < 0:
+            raise ValueError("the socket is closed")
+        self._wanted[connection.fileno()] = events
+
+    def poll(self, milliseconds: float | None = None) -> list[tuple[int, int]]:
+        readers = [number for number, events in self._wanted.items() if events & _READ]
+        writers = [number for number, events in self._wanted.items() if events & _WRITE]
+        end = math.inf if milliseconds is None else time.monotonic() + milliseconds / 1000
+        while True:
+            left = max(0, min(end - time.monotonic(), _SLICE))
+            readable, *writable = select.select(readers, writers, writers, left)
+            ready = dict.fromkeys(readable, _READ)
+            for number in itertools.chain(*writable):  # a failed connect is in the second of them
+                ready[number] = ready.get(number, 0) | _WRITE
+            if ready or time.monotonic() >= end:
+                return list(ready.items())
+
+
+def _new_poll() -> Any:
+    return getattr(select, "poll", _SelectPoll)()
+
+
+def _ready(wanted: dict[Any, int], seconds: float | None) -> dict[Any, int]:
+    """Wait until a socket is ready for what is wanted of it; return which are, and for what."""
+    poll = _new_poll()
+    for connection, events in wanted.items():
+        poll.register(connection, events)
+    sockets = {connection.fileno(): connection for connection in wanted}
+    ready = poll.poll(None if seconds is None else seconds * 1000)
+    both = _READ | _WRITE  # for which a socket is ready that is broken: the next call on it tells
+    return {sockets[number]: events & both or both for number, events in ready}
+
+
+def _awaited(error: OSError, event: int) -> int:
+    """Return what to wait for before another try, or 0 if *error* says more than "not now"."""
+    # By their names, as ssl is imported only where it is used.
+    events = {"BlockingIOError": event, "SSLWantReadError": _READ, "SSLWantWriteError": _WRITE}
+    return events.get(type(error).__name__, 0)
 
 
 def _unacknowledged(connection: socket.socket) -> int | None:
     """Return how many bytes the peer has yet to acknowledge, if the system tells."""
     with contextlib.suppress(NameError, OSError, ValueError):  # no fcntl, or it is closed
-        return int.from_bytes(fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        if sys.platform != "win32":
+            count = fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4))
+            return int.from_bytes(count, sys.byteorder)
     return None
 
 
@@ -320,6 +392,45 @@ def _tls_context(
     return context
 
 
+def _prepare_server_context(context: ssl.SSLContext) -> None:
+    """Raise OSError for a context that is made for clients, with which each connection would fail.
+
+    An end without a farewell ends no line; Python 3.9 would let it.
+    """
+    import ssl
+
+    if context.protocol is ssl.PROTOCOL_TLS_CLIENT:
+        raise OSError("ssl_context is for clients (PROTOCOL_TLS_CLIENT)")
+    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 1 << 7)
+
+
+def _with_tls(connection: socket.socket, context: ssl.SSLContext) -> socket.socket:
+    """Return a socket that speaks TLS over this one; the handshake comes with its first use."""
+    try:
+        with connection:  # closes it, unless wrap_socket() has taken it over
+            connection.getpeername()  # raises after a reset, at which wrap_socket() would leak
+            return context.wrap_socket(
+                connection,
+                server_side=True,
+                do_handshake_on_connect=False,
+                suppress_ragged_eofs=False,  # an end without a farewell ends no line
+            )
+    except OSError as error:
+        raise ConnectionAbortedError(errno.ECONNABORTED, str(error)) from error
+
+
+def _say_farewell(connection: Any, seconds: float) -> None:
+    """Send TLS's own end, if there is room for it in time; do not wait for that of the peer."""
+    connection.setblocking(False)
+    event = _WRITE
+    while event == _WRITE and _ready({connection: _WRITE}, seconds):
+        event = 0
+        try:
+            connection.unwrap()
+        except OSError as error:
+            event = _awaited(error, _READ)
+
+
 def _in_words(error: OSError) -> str:
     """Return why something failed, for TLS in words as well."""
     words: str = getattr(error, "verify_message", "")  # of a certificate that is not accepted
@@ -329,427 +440,328 @@ def _in_words(error: OSError) -> str:
     return words or code.replace("_", " ").lower() or error.strerror or str(error)
 
 
-# Of the errors of accept, these say that the socket is closed, or does not listen ...
-_BROKEN = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
-# ... and these that the system has no room for one more.  All others are about one connection.
-_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-
-_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+def _numbers(names: str) -> set[int | None]:
+    return {getattr(errno, name) for name in names.split() if hasattr(errno, name)}
 
 
-def _ready(wanted: dict[socket.socket, int], seconds: float | None) -> dict[Any, int]:
-    """Wait until a socket is ready for what is wanted of it; tell which are, and for what."""
-    # Windows has no poll, and epoll would take a descriptor.
-    with getattr(selectors, "PollSelector", selectors.SelectSelector)() as selector:
-        for connection, events in wanted.items():
-            selector.register(connection, events)
-        return {key.fileobj: events for key, events in selector.select(seconds)}
+# Of the errors of accept(), these say that the system lacks something, or forbids to accept ...
+_LACKING = _numbers("EMFILE ENFILE ENOBUFS ENOMEM EPERM")
+# ... and these are about one connection, or none; so is an error that is not of the system.
+_PASSING = {None} | _numbers(
+    "EAGAIN EINTR ECONNABORTED ECONNRESET EPROTO ENOPROTOOPT EOPNOTSUPP ENETDOWN ENETUNREACH "
+    "EHOSTDOWN EHOSTUNREACH ENONET ETIMEDOUT"
+)
 
 
 # ---- Worker threads ------------------------------------------------------------------------------
 
 
-class _Workers(dict[threading.Thread, queue.SimpleQueue[Any]]):
-    """The threads that serve connections, each one after the other, and their inboxes.
+def _join(thread: threading.Thread, deadline: float) -> None:
+    """Wait for the end of a thread, but no longer than until then, by time.monotonic()."""
+    while thread.is_alive() and (left := deadline - time.monotonic()) > 0:
+        thread.join(min(left, _SLICE))
 
-    Starting a thread costs more than everything else that a short connection needs.  The public
-    methods are for the thread that accepts, and for the one that closes the server after that.  A
-    worker itself only appends its inbox to _idle, and a list needs no lock for append() and pop().
+
+class _Workers:
+    """Threads that serve connections, each one after the other.
+
+    To start a thread costs more than everything else that a short connection needs.  So a worker
+    that has served a connection waits for the next one, but for no longer than a second.  The one
+    that has waited least is next, so that after a crowd the others end.
     """
 
     def __init__(self, serve: Callable[[Any, Any], None]) -> None:
         self._serve = serve
-        self._idle: list[queue.SimpleQueue[Any]] = []  # the inboxes of those that are
+        self._next: queue.SimpleQueue[Any] | None = None  # the inbox of who serves the next one
+        self._lock = threading.Lock()  # guards the rest
+        self._idle: list[queue.SimpleQueue[Any]] = []  # inboxes of idle workers, in order
+        self._ending = False
+        self.threads: set[threading.Thread] = set()
+
+    # On the thread that accepts
 
     def reserve(self) -> None:
-        """Have one that is idle; RuntimeError if the system has no more threads."""
-        if not self._idle:
+        """Have a worker for the next connection; RuntimeError if the system has no more threads."""
+        with self._lock:
+            if not self._next and self._idle:
+                self._next = self._idle.pop()
+        if not self._next:
             inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
             thread = threading.Thread(target=self._work, args=(inbox,), daemon=True)
-            self[thread] = inbox  # first, so that end() ends it whenever Ctrl-C comes
-            thread.start()
+            with self._lock:
+                self.threads.add(thread)
+            try:
+                thread.start()
+            finally:  # also where Ctrl-C interrupts it
+                if thread.is_alive():
+                    self._next = inbox
+                else:
+                    self._forget(thread)
             log.debug("%s started", thread.name)
-            self._idle.append(inbox)
 
-    def hand_over(self, request: Any, client_address: Any) -> None:
-        """Let the one that went idle last serve a connection."""
-        self._idle.pop().put((request, client_address))
-
-    def end_idle(self) -> None:
-        """End all that are idle now, so that a crowd leaves none; forget those that have ended."""
-        while self._idle:
-            self._idle.pop().put(None)
-        for thread in [thread for thread in self if not thread.is_alive()]:
-            del self[thread]
+    def give(self, request: Any, client_address: Any) -> None:
+        """Let the reserved worker serve a connection."""
+        assert self._next
+        self._next.put((request, client_address))
+        self._next = None
 
     def end(self, deadline: float) -> None:
-        """End all, each when it has served its connection; wait for that until the deadline."""
-        for inbox in self.values():
-            inbox.put(None)
-        for thread in filter(threading.Thread.is_alive, self):
-            thread.join(max(0, deadline - time.monotonic()))
+        """End each worker when it has served its connection; wait for that until the deadline."""
+        with self._lock:
+            self._ending = True
+            for inbox in filter(None, [self._next, *self._idle]):
+                inbox.put(None)
+            self._next, threads = None, [*self.threads]
+        for thread in threads:
+            _join(thread, deadline)
+
+    # On the worker's own thread
 
     def _work(self, inbox: queue.SimpleQueue[Any]) -> None:
-        while accepted := inbox.get():
-            self._serve(*accepted)
+        try:
+            connection = inbox.get()
+            while connection:
+                self._serve(*connection)
+                del connection  # the next one may be long in coming
+                connection = self._wait_for_another(inbox)
+        finally:
+            self._forget(threading.current_thread())
+
+    def _wait_for_another(self, inbox: queue.SimpleQueue[Any]) -> Any:
+        """Return the next connection, or None if the worker is to end."""
+        with self._lock:
+            if self._ending:
+                return None
             self._idle.append(inbox)
+        try:
+            return inbox.get(timeout=1)
+        except queue.Empty:
+            with self._lock:
+                if inbox in self._idle:
+                    self._idle.remove(inbox)
+                    return None
+        return inbox.get()  # it is reserved for the next one
+
+    def _forget(self, thread: threading.Thread) -> None:
+        with self._lock:
+            self.threads.discard(thread)
 
 
 # ---- One connection ------------------------------------------------------------------------------
 
 
-class _IdleError(CloseConnection):
-    """The peer has sent no line for too long; it can be told."""
+class LineHandler(socketserver.StreamRequestHandler):
+    r"""Serves one connection, line by line, on a thread that serves no other meanwhile.
 
-    def __init__(self) -> None:
-        super().__init__(why="idle")
-
-
-class _StoppingError(CloseConnection):
-    """The server stops, and all that had arrived has been answered."""
-
-    def __init__(self) -> None:
-        super().__init__(why="stopping")
-
-
-class ReverseHandler(socketserver.StreamRequestHandler):
-    r"""Answers the lines of one connection.  All of it runs on the connection's own thread.
-
-    Override respond() to answer something else; the limits and the way of stopping stay.  They are
-    also in force in a handle() of your own that uses receive() and send():
+    Override answer(), or respond() to answer several lines at once, or handle() where there are no
+    lines.  The limits and the stop are in force wherever receive() and send() are used:
 
         >>> class Greeting(ReverseHandler):
         ...     def handle(self):
         ...         self.send(b"hello\n")
         ...         super().handle()
 
-    A handle() may use request, rfile and wfile instead, but not both: then it waits for as long as
-    the peer likes, and is cut when the server has been stopped and the grace is over.  For a buffer
-    of rfile set rbufsize.
+    A handle() may use request, rfile and wfile instead, but not both: then only its peer ends a
+    wait, or the server when it has been stopped and the grace is over.
     """
 
     server: ReverseServer
-    request: socket.socket
-    disable_nagle_algorithm = True  # a reply shall not wait until the one before is acknowledged
+    request: Any  # a socket.socket, or an ssl.SSLSocket
     rbufsize = 0  # handle() does not use rfile, the buffer of which would be memory for nothing
-    patience = 0.25  # seconds that a receive or a send waits in the kernel before _wait() does
-    drain_quiet, drain_time, drain_limit = 0.5, 5.0, 1 << 30  # seconds, seconds, bytes: _drain()
-    _socket: socket.socket | None = None  # request, once it has been made patient
-    _sent = _late = 0  # bytes that were sent; that were received after _idle_at, since a send()
-    _why = "the handler ended it"  # why the connection ended, for the log; empty if the peer did it
-    _nothing_to_drain = False  # true when the peer has ended, or can get nothing any more
+    _sent = 0  # bytes
+    _why = ""  # why the connection ended, for the log; empty if the peer ended it
+    _poll: Any = None  # waits for something to receive, or for the stop; made when first needed
 
     def __init__(self, request: Any, client_address: Any, server: Any) -> None:
-        """Live the whole life of the connection, as in socketserver, but through every error."""
-        self._opened_at = time.monotonic()
-        self._idle_timeout = server.idle_timeout or math.inf
-        self._idle_at = self._opened_at + self._idle_timeout  # by then a line has to be answered
-        # Bytes to receive at a time, for _Lines at most max_line.  To ask for more takes memory.
-        self._size = min(1024, server.max_line)
+        """Take the steps that socketserver knows: setup(), handle() and finish()."""
+        began, peer = time.monotonic(), _address(client_address)
         self.request, self.client_address, self.server = request, client_address, server
-        log.info("%s connected", _address(client_address))
+        self._idle_timeout = server.idle_timeout or math.inf
+        self._idle_at = began + self._idle_timeout  # by then a line has to be answered
+        log.info("%s connected", peer)
         try:
-            if self._lives_through(self.setup):
-                self._lives_through(self.handle)
-                self._lives_through(self.finish)
-        finally:
-            self._leave()
-
-    def _lives_through(self, step: Callable[[], None]) -> bool:
-        """Take a step; tell whether nothing has ended the connection in it."""
-        try:
-            try:
-                step()
-                return True
-            except CloseConnection as end:
-                self._why = end.why
-                if end.reply:
-                    self.send(end.reply)
-        except CloseConnection:
-            pass  # the last bytes cannot be sent; why it ends is known
+            if self._take(self.setup):
+                try:
+                    self._take(self.handle)
+                finally:
+                    self._take(self.finish)
         except Exception:
             self._why = "the handler failed"
-            self.server.handle_error(self.request, self.client_address)
-        return False
+            raise
+        finally:
+            took, why = time.monotonic() - began, self._why and f": {_printable(self._why)}"
+            log.info("%s gone after %.1f s, %d bytes sent%s", peer, took, self._sent, why)
+
+    def _take(self, step: Callable[[], None]) -> bool:
+        """Take a step; return whether it came to its own end, and did not raise CloseConnection."""
+        try:
+            step()
+            return True
+        except CloseConnection as end:
+            self._why = self._why or end.why
+            if end.reply:
+                with contextlib.suppress(CloseConnection):  # why it ends is known
+                    self.send(end.reply)
+            return False
 
     def handle(self) -> None:
-        """Answer line after line, until the peer ends its side, or a limit or the server does."""
+        """Answer line after line, until the peer ends its side."""
         lines = _Lines(self.server.max_line)
         try:
             while data := self.receive():
                 if whole := lines.add(data):
                     self.send(self.respond(whole))
-                del data, whole  # large, perhaps, and the next ones long in coming
-        except _IdleError:
-            if not lines.begun:
+                del data, whole  # large, perhaps, and the next ones may be long in coming
+        except CloseConnection as end:
+            if end.why != "idle" or not lines.begun:
                 raise
             limit = _quantity(self.server.idle_timeout, "second")
-            raise ProtocolError(f"line not finished within {limit}") from None
+            raise ProtocolError(f"line not finished within {limit}", end.reply) from None
         if last := lines.last():
             self.send(self.respond(last))
 
     def respond(self, lines: bytes) -> bytes:
-        """Return the answer to *lines*: one or more whole lines, each with its ending.
+        """Return the answer to *lines*: one or more whole lines, as many as happened to come.
 
-        Only the last line before the peer ends its side can lack one.  How many come at a time is
-        chance.  Only LF ends a line, so splitlines() would cut too often; this is how to do it:
+        Override it instead of answer() for speed.  Split at LF alone: splitlines() does not.
+        """
+        answers = bytearray()
+        try:
+            for line in io.BytesIO(lines):
+                answers += self.answer(line)
+        except CloseConnection as end:
+            end.reply = bytes(answers) + end.reply
+            raise
+        return bytes(answers)
 
-            def respond(self, lines):
-                return b"".join(line.upper() for line in io.BytesIO(lines))
+    def answer(self, line: bytes) -> bytes:
+        """Return the answer to *line*, which has its ending; only the peer's last may lack one.
 
         Raise CloseConnection to end the connection, ProtocolError to tell the peer what is wrong
         as well.  Any other exception is logged with its traceback, and ends the connection too.
         """
-        return reverse_lines(lines)
+        raise NotImplementedError("override answer() or respond()")
 
     def receive(self) -> bytes:
         """Return what the peer sends next: some bytes, or none when it has ended its side.
 
-        Raises CloseConnection, to be let through, when the connection has to end: it broke; the
-        idle timeout has passed since the last send(); or the server stops, and all that had arrived
-        has been received.
+        Raises CloseConnection, to be let through, if the connection broke, if the idle timeout has
+        passed since the last send(), or if the server stops and nothing is left to receive.
         """
-        connection = self._socket or self._be_patient()
+        if not self._poll:
+            self._be_ready_to_wait()
+        self._wait(_READ)
         while True:
-            over = self._over()
-            if over:
-                connection.setblocking(False)  # for what has arrived, and no more
-                # A peer that never lets us wait shall not go on for ever.
-                most = self.server.max_line + _BLOCK
-                if time.monotonic() >= self.server.receive_until or self._late >= most:
-                    raise over
             try:
-                data = connection.recv(self._size)
+                data: bytes = self.request.recv(self._most)
                 break
             except OSError as error:
-                self._wait(self._awaited(error, _READ), over)
-        if not data:
-            if time.monotonic() >= self.server.receive_until:  # the server may have cut it
-                raise _StoppingError
-            self._nothing_to_drain, self._why = True, ""
-        elif len(data) == self._size:
-            self._size = min(_BLOCK, self.server.max_line)
-        if over is _IdleError:
-            self._late += len(data)
+                self._wait_after(error, _READ)
+        if time.monotonic() >= self.server.receive_until:  # an end may be the server's own cut
+            raise CloseConnection(why="stopping")
         return data
 
     def send(self, data: bytes) -> None:
         """Send all of *data*; the peer has the idle timeout to take it.
 
-        Raises CloseConnection, as receive() does, if that is not enough, or the connection broke.
-        A stop of the server shortens that to the grace.
+        Raises CloseConnection, as receive() does, if it does not, or if the connection broke.
         """
-        connection, unsent = self._socket or self._be_patient(), memoryview(data)
+        if not self._poll:
+            self._be_ready_to_wait()
         self._idle_at = time.monotonic() + self._idle_timeout  # what has passed was ours
-        over = None
+        unsent = memoryview(data)
         while unsent:
+            count = 0
             try:
-                count = connection.send(unsent)
+                count = self.request.send(unsent)
             except OSError as error:
-                self._wait(self._awaited(error, _WRITE), over)
-                over = self._over()  # TLS may have to receive something first
-                continue
-            unsent = unsent[count:]
+                self._wait_after(error, _WRITE)
             self._sent += count
-            if unsent:
-                self._raise_if_idle()
-        self._idle_at, self._late = time.monotonic() + self._idle_timeout, 0
+            unsent = unsent[count:]
+        self._idle_at = time.monotonic() + self._idle_timeout
 
-    def _leave(self) -> None:
-        """See to it that what was sent last arrives, and say that the connection is over."""
-        if hasattr(self.request, "unwrap"):
-            with contextlib.suppress(CloseConnection, OSError, ValueError):
-                self._say_farewell(self.request)
-        # In a stop we do not know whether the last replies have arrived.
-        if not self._nothing_to_drain or (self.server.stopping and _unacknowledged(self.request)):
-            self._drain()
-        took, why = time.monotonic() - self._opened_at, self._why and f": {_printable(self._why)}"
-        peer = _address(self.client_address)
-        log.info("%s gone after %.1f s, %d bytes sent%s", peer, took, self._sent, why)
-
-    def _say_farewell(self, connection: Any) -> None:
-        """Send TLS's own end; do not wait for that of the peer."""
-        connection.setblocking(False)
-        event = _WRITE
-        while event == _WRITE:
-            try:
-                connection.unwrap()
-                return
-            except OSError as error:
-                event = self._awaited(error, _WRITE)
-            if event == _WRITE:
-                self._wait(event, None)
-
-    def _be_patient(self) -> socket.socket:
-        """Return the socket, which from now on leaves all long waits to _wait()."""
-        # To poll before each receive would cost up to a fifth of a small exchange.
-        if self.patience and sys.platform == "linux" and type(self.request) is socket.socket:
-            timeval = struct.pack("ll", *divmod(round(self.patience * 1e6), 1_000_000))
-            self.request.settimeout(None)  # with one of Python's own it would wait for that
-            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-                self.request.setsockopt(socket.SOL_SOCKET, option, timeval)
-        else:
+    def _be_ready_to_wait(self) -> None:
+        """From the first receive() or send() on, nothing blocks but _wait()."""
+        self._most = min(_BLOCK, self.server.max_line)  # bytes to receive at a time, for _Lines
+        self._poll = _new_poll()  # to make one costs as much as to use it
+        with contextlib.suppress(OSError, ValueError):  # it is closed, as the next call on it tells
             self.request.setblocking(False)
-        self._socket = self.request
-        return self.request
+            self._poll.register(self.request, _READ)
+            self._poll.register(self.server.stop_signal, _READ)
 
-    def _awaited(self, error: OSError, event: int) -> int:
-        """Return what to wait for before another try, if that is all that *error* says."""
-        # By their names, as ssl is imported only where it is used.
-        events = {"BlockingIOError": event, "SSLWantReadError": _READ, "SSLWantWriteError": _WRITE}
-        try:
-            return events[type(error).__name__]
-        except KeyError:
-            if isinstance(error, ConnectionError):
-                self._nothing_to_drain = True
+    def _wait_after(self, error: OSError, event: int) -> None:
+        """Wait for *event*, or what TLS needs first; raise if *error* says that it is of no use."""
+        if awaited := _awaited(error, event):
+            self._wait(awaited)
+        else:
             cut = time.monotonic() >= self.server.open_until  # by the server
             raise CloseConnection(why="stopping" if cut else _in_words(error)) from error
 
-    def _over(self) -> type[CloseConnection] | None:
-        """Return what ends the connection if nothing is there to receive, or None if nothing does.
+    def _wait(self, event: int) -> None:
+        """Wait until the peer has sent something (_READ), or has room for more (_WRITE).
 
-        To be asked before the receive.  A thread can be held up after it, for longer than its time,
-        and what comes meanwhile is not to be dropped.
+        Asks whether the time is over, and then looks: nothing that came in time is lost, however
+        late this thread is.  Raises CloseConnection if the time was over and there is nothing: if
+        the peer was idle for too long or, for something to receive, if the server stops.
         """
-        if time.monotonic() >= self._idle_at:
-            return _IdleError
-        return _StoppingError if self.server.stopping else None
+        if event == _READ and self.server.ssl_context and self.request.pending():
+            return  # no poll sees what TLS holds already
+        while (number := self.request.fileno()) >= 0:  # else the next call on it tells
+            left, over = self._idle_at - time.monotonic(), ""
+            if event == _READ and self.server.stopping:
+                over = "stopping"
+            elif left <= 0:
+                over = "idle"
+            seconds = 0 if over else min(left, _LONGEST_WAIT)
+            if event == _WRITE:
+                ready = self.request in _ready({self.request: _WRITE}, seconds)
+            else:
+                ready = number in dict(self._poll.poll(seconds * 1000))
+            if ready:
+                return
+            if over:
+                if event == _WRITE:  # what the peer does not take need not arrive
+                    _shut(self.request, socket.SHUT_RDWR)
+                raise CloseConnection(why=over)
 
-    def _wait(self, event: int, over: type[CloseConnection] | None) -> None:
-        """Wait until the peer has sent something (_READ) or has room (_WRITE).
 
-        For something to receive, only until the server stops.  *over* is what _over() said before
-        the try that has just failed.
-        """
-        wanted = {self.request: event}
-        if event == _WRITE:
-            self._raise_if_idle()
-        elif over:  # and all that had arrived has been answered
-            self._nothing_to_drain = self.server.stopping
-            raise over
-        else:
-            wanted[self.server.stop_signal] = _READ
-        seconds = min(max(0, self._idle_at - time.monotonic()), _LONGEST_WAIT)
-        with contextlib.suppress(ValueError):  # one of them is closed: the next try will tell
-            _ready(wanted, seconds)
+class ReverseHandler(LineHandler):
+    """Answers each line with its reverse."""
 
-    def _raise_if_idle(self) -> None:
-        """Raise CloseConnection if the peer's time to take what is sent is over."""
-        if time.monotonic() >= self._idle_at:
-            self._nothing_to_drain = True  # what the peer does not take it need not be spared
-            raise CloseConnection(why="idle")
-
-    def _drain(self) -> None:
-        """End our side; read and drop what comes until the peer ends, or is quiet and has it all.
-
-        To close with input unread, or before more comes in, would reset the connection, and destroy
-        replies that are on their way.
-        """
-        now = time.monotonic()
-        end, left = now + self.drain_time, self.drain_limit
-        quiet_at = now + (0 if self._nothing_to_drain else self.drain_quiet)
-        _shut(self.request, socket.SHUT_WR)
-        with contextlib.suppress(OSError, ValueError):  # it may be broken, or closed by a handle()
-            while left > 0 and now < end:
-                if now >= quiet_at and not _unacknowledged(self.request):
-                    break
-                if _ready({self.request: _READ}, _MOMENT):
-                    data = socket.socket.recv(self.request, _BLOCK)  # below TLS
-                    if not data:
-                        break
-                    left -= len(data)
-                    if not self.server.stopping:  # then nobody gets more time by sending on
-                        quiet_at = time.monotonic() + self.drain_quiet
-                now = time.monotonic()
+    def respond(self, lines: bytes) -> bytes:
+        """Return the reverse of each line."""
+        return reverse_lines(lines)
 
 
 # ---- All connections -----------------------------------------------------------------------------
-
-
-class _Connections(set[socket.socket]):
-    """The open connections, and the lock that guards them.
-
-    Only under the lock is a connection added, cut or closed.  So nobody cuts a descriptor that is
-    another's by now.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        # Not to be taken by `with self.changed`: that is Python code, in the midst of which Ctrl-C
-        # would leave it locked.
-        self.lock = threading.RLock()
-        self.changed = threading.Condition(self.lock)
-
-    def open(self, connection: socket.socket) -> None:
-        with self.lock:
-            self.add(connection)
-
-    def close(self, connection: socket.socket) -> None:
-        with self.lock:
-            self.discard(connection)
-            # close() would leave it open for as long as rfile is, perhaps because of an exception.
-            descriptor = connection.detach()
-            if descriptor >= 0:
-                socket.close(descriptor)
-            self.look_again()
-
-    def look_again(self) -> None:
-        """Let those who wait look at their conditions."""
-        with self.lock:
-            self.changed.notify_all()
-
-    def cut(self) -> None:
-        with self.lock:
-            for connection in self:
-                _shut(connection, socket.SHUT_RDWR)
-
-    def wait(self, condition: Callable[[], bool], until: float) -> None:
-        """Wait for *condition*, but no longer than until then, by time.monotonic()."""
-        with self.lock:
-            self.changed.wait_for(condition, max(0, until - time.monotonic()))
-
-
-def _held(lock: Any) -> bool:
-    """Tell whether this thread holds an RLock."""
-    with contextlib.suppress(RuntimeError):  # if it does not
-        threading.Condition(lock).notify()
-        return True
-    return False
-
-
-class _NotAcceptingError(Exception):
-    """Ends serve_forever(), which an OSError would not do."""
 
 
 class ReverseServer(socketserver.ThreadingTCPServer):
     """Serves each connection on one thread, within limits.
 
     *server_address* is a host and a port; the host is an IPv4 or IPv6 address or a name.  Port 0
-    takes any free one; the attribute server_address then tells which.
-
-    Call serve_forever(); to stop, server_close() on another thread, or leave the ``with`` block.
-
-    Its attributes, of which it takes the first five by name:
+    takes any free one; the attribute server_address then tells which.  Call serve_forever(); to
+    stop, call server_close() on another thread, or leave the ``with`` block.  A server cannot serve
+    again after that, and the process must not fork while it serves.
 
     max_connections  connections served at a time; the others wait in the listen queue
     max_line         bytes in a line, its ending not counted
     idle_timeout     seconds that a connection may stay open with no line answered; 0 means for ever
     grace            seconds for finishing what has been received when the server stops
     ssl_context      an ssl.SSLContext for all connections; None means no TLS
-    connections      those that are open; len(server.connections) tells how many
-    stop_signal      a socket that is readable from the moment when the server stops, until it is
-                     closed at the end of that
 
-    Raises OSError if it cannot listen there, or with that context, OverflowError for a port and
-    ValueError for a limit out of range.
+    These are attributes, too, and so are connections, the set of those that are open, and
+    stop_signal, a socket that is readable from the moment when the server stops.  Raises OSError if
+    it cannot listen, OverflowError for a port and ValueError for a limit out of range.
     """
 
     server_address: tuple[str, int]  # and two numbers more for IPv6
     allow_reuse_address = os.name == "posix"  # elsewhere it would let another program take the port
     request_queue_size = 4096  # the kernel takes it down to its own limit
-    look_interval = 0.5  # seconds between looks for idle threads, and for room that was missing
+    drain_quiet, drain_time, drain_limit = 0.5, 5.0, 1 << 30  # seconds, seconds, bytes: _drain()
     stopping = False
-    receive_until = open_until = math.inf  # by time.monotonic(), for connections; a stop sets them
+    # By time.monotonic(); a stop sets them.  What is between is for sending and draining.
+    receive_until = open_until = math.inf
 
     def __init__(
         self,
@@ -768,223 +780,241 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         self.idle_timeout = _limit("idle_timeout", idle_timeout)
         self.grace = _limit("grace", grace)
         self.ssl_context = ssl_context
-        if ssl_context:  # one for a client would fail at each connection
-            import ssl
-
-            ssl_context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True)
-            # Python 3.9 sets it, and takes an end without a farewell for that of a line.
-            ssl_context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 1 << 7)
-        self.connections = _Connections()
-        self._accepting, self._closing = threading.RLock(), threading.RLock()  # held by who does
-        self._next_look = 0.0
+        if ssl_context:
+            _prepare_server_context(ssl_context)
+        self.connections: set[socket.socket] = set()
+        # Guards connections and _acceptor.  It is notified when a connection is closed, when
+        # nobody accepts any more, and when the server stops.
+        self._changed = threading.Condition()
+        self._acceptor: threading.Thread | None = None
+        self._workers = _Workers(self.process_request_thread)
         self._crowded_at = -math.inf  # when others last had to wait
-        self.address_family, address = _resolve(*server_address[:2])
-        super().__init__(address, RequestHandlerClass, bind_and_activate=False)
-        with contextlib.ExitStack() as if_it_fails:
-            if_it_fails.callback(super().server_close)
-            self._own()
-            if_it_fails.callback(self._close_sockets)
+        if self.address_family in (socket.AF_INET, socket.AF_INET6):
+            self.address_family, server_address = _resolve(*server_address[:2])
+        super().__init__(server_address, RequestHandlerClass, bind_and_activate=False)
+        try:
             if bind_and_activate:
                 self.server_bind()
                 self.server_activate()
-            if_it_fails.pop_all()
+            self.stop_signal, self._stopper = socket.socketpair()  # readable when that one is shut
+        except BaseException:
+            self.socket.close()
+            raise
 
-    def _own(self) -> None:
-        """Make what a forked child that serves cannot have in common with its parent."""
-        self._process = os.getpid()
-        self._workers = _Workers(self.process_request_thread)
-        self.stop_signal, self._far_end = socket.socketpair()  # it is readable when that is shut
+    def server_bind(self) -> None:
+        """Take the address, for this server alone."""
+        if sys.platform == "win32":  # elsewhere that goes without saying
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        super().server_bind()
 
-    def server_activate(self) -> None:
-        """Listen; a client may be gone again before accept(), which shall not wait for another."""
-        super().server_activate()
-        self.socket.setblocking(False)
+    # On the thread that accepts: in serve_forever(), then in server_close()
 
-    # On the thread that accepts
+    def serve_forever(self, poll_interval: float = 0) -> None:  # noqa: ARG002  nothing is polled
+        """Accept connections until server_close() is called; *poll_interval* is ignored.
 
-    def serve_forever(self, poll_interval: float = 0.05) -> None:
-        """Accept connections until shutdown() or server_close() is called on another thread.
-
-        It looks for that every *poll_interval* seconds.  Raises OSError if the listening socket is
-        broken.
+        Raises OSError if the listening socket is broken.
         """
-        self._accept(super().serve_forever, poll_interval)
+        with self._accepting():
+            while not self.stopping:
+                self._accept_one()
 
     def handle_request(self) -> None:
-        """Serve one connection; call handle_timeout() if none comes for `timeout` seconds."""
-        self._accept(self._accept_one)
+        """Raise NotImplementedError: call serve_forever()."""
+        raise NotImplementedError("handle_request() is not supported; call serve_forever()")
 
-    def _accept_one(self) -> None:
-        # The inherited method takes the timeout of the listener, 0, for the one that is meant.
-        ready = _ready({self.socket: _READ, self.stop_signal: _READ}, self.timeout)
-        if self.socket in ready:
-            self._handle_request_noblock()
-        elif not ready:
-            self.handle_timeout()
-        self.service_actions()
-
-    def _accept(self, accept: Callable[..., None], *arguments: Any) -> None:
-        """Call *accept*, for the end of which server_close() waits."""
+    @contextlib.contextmanager
+    def _accepting(self) -> Iterator[None]:
+        """Be the one thread that accepts, when the one before has ended; at a stop it may hang."""
+        this = threading.current_thread()
         try:
-            with self._accepting:
-                if self.stopping:
-                    return
-                if self._process != os.getpid():
-                    self._own()
-                accept(*arguments)
-        except _NotAcceptingError as error:
-            if not self.stopping and error.__cause__:
-                raise error.__cause__ from None
+            with self._changed:
+                self._wait_until(lambda: not self._acceptor, self.open_until + 0.5)
+                self._acceptor = this
+            yield
+        finally:
+            with self._changed:
+                if self._acceptor is this:
+                    self._acceptor = None
+                self._changed.notify_all()
 
-    def service_actions(self) -> None:
-        """Between two connections: look for a stop (call this) and, now and then, idle threads."""
-        if self.stopping:
-            raise _NotAcceptingError
-        now = time.monotonic()
-        if now >= self._next_look:
-            self._next_look = now + self.look_interval
-            self._workers.end_idle()
+    def _accept_one(self) -> bool:
+        """Wait for room and for a client, and hand it to a worker; return false if none came.
 
-    def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept a connection, when there is room and a thread for it (call this); else OSError."""
-        while True:
-            count = len(self.connections)
-            try:
-                self._reserve(count)
-                connection, client_address = super().get_request()
-            except (OSError, RuntimeError, MemoryError) as error:
-                number = getattr(error, "errno", errno.ENOMEM)  # RuntimeError: no more threads
-                if number in _BROKEN:
-                    raise _NotAcceptingError from error
-                if number in _EXHAUSTED and self._wait_for_room(count, str(error)):
-                    continue
-                raise BlockingIOError from error  # over which socketserver passes
-            connection.settimeout(None)  # whatever socket.setdefaulttimeout() says
-            if self.ssl_context:  # the handshake comes with the first receive or send
-                with connection:  # closes it, unless wrap_socket() has taken it over
-                    # If it is reset this raises; so would wrap_socket(), but leave its own open.
-                    connection.getpeername()
-                    connection = self.ssl_context.wrap_socket(
-                        connection,
-                        server_side=True,
-                        do_handshake_on_connect=False,
-                        suppress_ragged_eofs=False,  # an end without a farewell ends no line
-                    )
-            return connection, client_address
-
-    def _reserve(self, count: int) -> None:
-        """Have a place and a thread for another than the *count* there are; RuntimeError if not."""
-        if count >= self.max_connections:
-            raise RuntimeError(f"the limit max_connections={self.max_connections} is reached")
-        self._workers.reserve()
-
-    def _wait_for_room(self, count: int, why: str) -> bool:
-        """Wait for fewer than the *count* there are; tell whether that came true."""
-        if self.stopping:
-            if not count:
-                raise _NotAcceptingError  # nobody can make room
-            self.connections.wait(
-                lambda: len(self.connections) < count or time.monotonic() >= self.receive_until,
-                self.receive_until,
-            )
-        else:
-            if time.monotonic() > self._crowded_at + 1:  # once for as long as it goes on
-                log.warning("cannot accept, others wait: %s", why)
-            self.connections.wait(
-                lambda: self.stopping or len(self.connections) < count,
-                time.monotonic() + self.look_interval,
-            )
-            self._crowded_at = time.monotonic()
-        return len(self.connections) < count
-
-    def _handle_request_noblock(self) -> None:
-        """As in socketserver, but a verify_request() that raises costs only that connection."""
+        At a stop this waits for no client, and for room only while there is time to receive.
+        """
+        most = self.max_connections - 1
+        if len(self.connections) > most:
+            why = f"the limit max_connections={self.max_connections} is reached"
+            if not self._wait_for_room(most, why, self.receive_until):
+                return False
+        if self.socket not in _ready({self.socket: _READ, self.stop_signal: _READ}, None):
+            return False
         try:
+            self._workers.reserve()  # first, as who is accepted is to be served
             request, client_address = self.get_request()
-        except OSError:
-            return
+        except (OSError, RuntimeError, MemoryError) as error:
+            # Python raises RuntimeError where the system has no more threads.
+            number = error.errno if isinstance(error, OSError) else errno.ENOMEM
+            if number in _LACKING:
+                fewer = len(self.connections) - 1
+                self._wait_for_room(fewer, str(error), time.monotonic() + 0.5)
+                return fewer >= 0  # else at a stop nobody can make room
+            if number in _PASSING:
+                return True
+            raise
         handed_over = False
         try:
             if self.verify_request(request, client_address):
                 self.process_request(request, client_address)
                 handed_over = True
         except Exception:
-            log.exception("%s: not served", _address(client_address))
+            self.handle_error(request, client_address)
         finally:
-            if not handed_over:
-                self.shutdown_request(request)
+            if not handed_over:  # not drained, either, as this is the thread that accepts
+                self.close_request(request)
+        return True
+
+    def _wait_for_room(self, most: int, why: str, until: float) -> bool:
+        """Wait until no more than *most* connections are open, or the server stops."""
+        if time.monotonic() > self._crowded_at + 1:  # once for as long as it goes on
+            log.warning("cannot accept, others wait: %s", why)
+        before = self.stopping
+        self._wait_until(lambda: len(self.connections) <= most or self.stopping > before, until)
+        self._crowded_at = time.monotonic()
+        return len(self.connections) <= most
+
+    def _wait_until(self, condition: Callable[[], bool], until: float = math.inf) -> None:
+        """Wait for *condition*, but no longer than until then, by time.monotonic()."""
+        with self._changed:
+            while not condition() and (left := until - time.monotonic()) > 0:
+                self._changed.wait(min(left, _SLICE))
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection; the handshake of TLS comes with its first receive or send."""
+        self.socket.setblocking(False)  # the client may be gone again
+        connection, client_address = super().get_request()
+        connection.settimeout(None)  # whatever the listener has, or socket.setdefaulttimeout() says
+        _set_options(connection)
+        if self.ssl_context:
+            connection = _with_tls(connection, self.ssl_context)
+        return connection, client_address
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Let a worker serve the connection, which is open from now on (call this)."""
-        self.connections.open(request)
-        self._workers.hand_over(request, client_address)
+        with self._changed:
+            self.connections.add(request)
+        self._workers.give(request, client_address)
 
-    # On the connection's own thread, mostly; it begins in process_request_thread() of socketserver
+    # On the connection's own thread: process_request_thread() of socketserver calls these
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
-        """Log an exception of the handler's own."""
-        log.error("%s: the handler failed", _address(client_address), exc_info=sys.exc_info())
+        """Log an exception of the handler's own, or of verify_request()."""
+        log.exception("%s: exception while serving it", _address(client_address))  # noqa: LOG004
+
+    def shutdown_request(self, request: Any) -> None:
+        """End our side, hear the peer out, and close the connection.
+
+        To close with input unread, or before more comes in, would reset the connection, and destroy
+        replies that are on their way.
+        """
+        try:
+            if self.ssl_context:
+                _say_farewell(request, self.drain_time)
+            _shut(request, socket.SHUT_WR)
+            self._drain(request)
+        except (OSError, ValueError):
+            pass  # it is broken, or the handler has closed it
+        finally:
+            self.close_request(request)
+
+    def _drain(self, request: socket.socket) -> None:
+        """Read and drop what comes until the peer ends, or is quiet and has acknowledged all."""
+        heard_at = now = time.monotonic()
+        end, left = now + self.drain_time, self.drain_limit
+        while left > 0 and now < min(end, self.open_until):
+            quiet = self.stopping or now >= heard_at + self.drain_quiet
+            if quiet and not _unacknowledged(request):
+                break
+            if _ready({request: _READ}, _MOMENT):
+                if not (data := socket.socket.recv(request, _BLOCK)):  # below TLS
+                    break
+                heard_at, left = time.monotonic(), left - len(data)
+            now = time.monotonic()
 
     def close_request(self, request: Any) -> None:
         """Close the connection, and make room for another (call this)."""
-        self.connections.close(request)
+        with self._changed:  # so nobody cuts a descriptor that is another's by now
+            self.connections.discard(request)
+            _close(request)
+            self._changed.notify_all()
 
-    # On the thread that closes the server, which is none of those
+    # On the thread that closes the server
+
+    def shutdown(self) -> None:
+        """Do what server_close() does."""
+        self.server_close()
 
     def server_close(self) -> None:
-        """Stop listening, answer every line that has been received, and close everything.
+        """Stop: answer every line that has been received, and close everything.
 
-        Takes as long as that takes, at most little more than the grace and the poll_interval of
-        serve_forever(), if get_request() and verify_request() do not hang.  Any number of calls,
-        also by several threads, do no harm.  Raises RuntimeError on a thread that it would wait
-        for: in respond(), say.
+        Takes little more than the grace at most; may be called again, and by several threads.  On a
+        thread that it would wait for, in a handler say, it only tells all to stop, and returns.
         """
-        if self._process != os.getpid():  # a forked child has none of the threads
-            self.stopping = True
-            self._close_sockets()
+        self._tell_all_to_stop(self.grace)
+        this = threading.current_thread()
+        if this is self._acceptor or this in self._workers.threads:
             return
-        if _held(self._closing):  # a signal's handler calls this in the midst of it
-            return
-        if _held(self._accepting) or threading.current_thread() in self._workers:
-            raise RuntimeError("server_close() would wait for the thread that calls it")
-        with self._closing:
-            self._stop()
-
-    def _stop(self) -> None:
-        """Do what server_close() says; what has been done already takes no time."""
         try:
-            self._tell_all_to_stop(self.grace)
-            with self._accepting:  # when serve_forever() is out
-                self._serve_the_listen_queue()
-                super().server_close()  # newcomers are refused from now on
-            self.connections.wait(lambda: not self.connections, self.open_until)
-        finally:  # also where Ctrl-C interrupts this; what another one leaves is for another call
+            with self._accepting(), contextlib.suppress(OSError, ValueError):  # not listening
+                for _ in range(self.request_queue_size + 1):  # as many as can wait
+                    if time.monotonic() >= self.receive_until or not self._accept_one():
+                        break
+            super().server_close()  # newcomers are refused from now on
+            self._wait_until(lambda: not self.connections, self.open_until)
+        finally:
             self._tell_all_to_stop(0)
-            self._close_sockets()
-            with self._accepting:  # now nobody accepts any more
-                self.connections.cut()
-                self._workers.end(self.open_until + 0.5)  # a handler may hang
+            with self._accepting(), self._changed:  # when nobody accepts any more
+                super().server_close()
+                for connection in self.connections:
+                    _shut(connection, socket.SHUT_RDWR)
+            self._workers.end(self.open_until + 0.5)  # a handler may hang
+            self.stop_signal.close()
+            self._stopper.close()
 
     def _tell_all_to_stop(self, grace: float) -> None:
-        self.open_until = min(self.open_until, time.monotonic() + grace)
-        # The rest is for sending and draining.
-        self.receive_until = min(self.receive_until, self.open_until - 0.1 * grace)
-        self.stopping = True
-        _shut(self._far_end, socket.SHUT_RDWR)  # it could be open in a forked child, too
-        self.connections.look_again()
+        with self._changed:
+            self.open_until = min(self.open_until, time.monotonic() + grace)
+            self.receive_until = min(self.receive_until, self.open_until - 0.1 * grace)
+            self.stopping = True
+            _shut(self._stopper, socket.SHUT_RDWR)
+            self._changed.notify_all()
 
-    def _serve_the_listen_queue(self) -> None:
-        """Accept those who wait there, as room becomes free; at most as many as can wait."""
-        with contextlib.suppress(_NotAcceptingError, ValueError):  # it may be closed already
-            for _ in range(self.request_queue_size + 1):
-                if time.monotonic() >= self.receive_until or not _ready({self.socket: _READ}, 0):
-                    break
-                self._handle_request_noblock()
 
-    def _close_sockets(self) -> None:
-        super().server_close()
-        for end in (self.stop_signal, self._far_end):
-            end.close()
+@overload
+def running_server(
+    server_address: tuple[str, int] = ...,
+    RequestHandlerClass: Callable[..., socketserver.BaseRequestHandler] = ...,
+    *,
+    max_connections: int = ...,
+    max_line: int = ...,
+    idle_timeout: float = ...,
+    grace: float = ...,
+    ssl_context: ssl.SSLContext | None = ...,
+) -> contextlib.AbstractContextManager[ReverseServer]: ...
+
+
+@overload
+def running_server(
+    server_address: tuple[str, int] = ...,
+    RequestHandlerClass: Callable[..., socketserver.BaseRequestHandler] = ...,
+    *,
+    server_class: type[_Server],
+    max_connections: int = ...,
+    max_line: int = ...,
+    idle_timeout: float = ...,
+    grace: float = ...,
+    ssl_context: ssl.SSLContext | None = ...,
+) -> contextlib.AbstractContextManager[_Server]: ...
 
 
 @contextlib.contextmanager
@@ -992,13 +1022,13 @@ def running_server(
     server_address: tuple[str, int] = (HOST, 0),
     RequestHandlerClass: Callable[..., socketserver.BaseRequestHandler] = ReverseHandler,
     *,
-    server_class: type[ReverseServer] = ReverseServer,
+    server_class: type[Any] = ReverseServer,
     max_connections: int = MAX_CONNECTIONS,
     max_line: int = MAX_LINE,
     idle_timeout: float = IDLE_TIMEOUT,
     grace: float = GRACE,
     ssl_context: ssl.SSLContext | None = None,
-) -> Iterator[ReverseServer]:
+) -> Iterator[Any]:
     """Serve on a thread of its own for as long as the ``with`` block lasts.
 
     Takes what ReverseServer takes, and a subclass of that as *server_class*; yields the server.
@@ -1008,6 +1038,8 @@ def running_server(
     ...     request("stressed", *server.server_address[:2])
     'desserts'
     """
+    if isinstance(server_address, type):
+        raise TypeError(f"say RequestHandlerClass={server_address.__name__}: the address is first")
     errors: list[BaseException] = []
 
     def accept() -> None:
@@ -1031,7 +1063,7 @@ def running_server(
             yield server
         finally:
             server.server_close()
-            accepting.join()
+            _join(accepting, server.open_until + 0.5)  # it may hang
     for error in errors:
         raise error
 
@@ -1044,7 +1076,7 @@ def running_server(
 # Bytes unanswered at which no more is sent, but for the rest of a line; also the most in the reply
 # to a shorter line.
 _LARGE = 1 << 26
-_LACKING = {*_EXHAUSTED, errno.EADDRNOTAVAIL}  # errors of this end, not of the path
+_LACKING_HERE = {*_LACKING, errno.EADDRNOTAVAIL}  # errors of this end, not of the path
 
 
 class ReplyError(ConnectionError):
@@ -1121,7 +1153,7 @@ class _Connection:
                 failure = error
             self.close()
             why = failure.strerror or f"no answer within {round(seconds, 3):g} s"
-            lacking = "this end lacks something: " if failure.errno in _LACKING else ""
+            lacking = "this end lacks something: " if failure.errno in _LACKING_HERE else ""
             named = "" if address[0] == self.host else f"{self.address}: "
             self.failed.append(f"{named}{lacking}{why}")
         failure.strerror = "; ".join(self.failed)
@@ -1630,6 +1662,8 @@ def _parser() -> argparse.ArgumentParser:
 
     option = server.add_argument
     option("--reuse-port", action="store_true", help="share the port with other processes")
+    option("--all-processors", action="store_true",
+           help="let the system choose a processor for each thread")
     loudness = server.add_mutually_exclusive_group()
     loudness.add_argument("-q", "--quiet", dest="level", action="store_const",
                           const=logging.WARNING, default=logging.INFO, help="log only warnings")
@@ -1715,71 +1749,159 @@ def _handling(handler: Any, *numbers: int) -> Iterator[None]:
 
 
 def _run_server(args: argparse.Namespace) -> int:
-    if args.reuse_port and not hasattr(socket, "SO_REUSEPORT"):
+    share = getattr(socket, "SO_REUSEPORT", None) if args.reuse_port else None
+    if args.reuse_port and not share:
         args.error("--reuse-port is not supported on this system")
-    ended: queue.SimpleQueue[None] = queue.SimpleQueue()  # safe in a signal's handler, unlike Event
-
-    def stop(*_: Any) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, kill)
-        ended.put(None)
-
-    def kill(number: int, _: Any) -> None:  # Python complains if it is SIG_DFL when both have come
-        signal.signal(number, signal.SIG_DFL)
-        signal.raise_signal(number)
-        os._exit(128 + number)  # process 1 of a container does not die of it
-
-    logging.basicConfig(level=args.level, format="%(asctime)s %(levelname)s %(message)s")
 
     class Server(ReverseServer):
         def server_bind(self) -> None:
-            if args.reuse_port:
-                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if share:
+                self.socket.setsockopt(socket.SOL_SOCKET, share, 1)
             super().server_bind()
 
-        def serve_forever(self, *arguments: Any) -> None:
-            try:
-                super().serve_forever(*arguments)
-            finally:
-                ended.put(None)  # if nobody has stopped it, the listening socket is broken
-
-    signals = _handling(stop, signal.SIGINT, signal.SIGTERM)
-    with signals, _on_one_processor() as where, running_server(
-        (args.host, args.port),
-        server_class=Server,
-        max_connections=args.max_connections,
-        max_line=args.max_line,
-        idle_timeout=args.idle_timeout,
-        grace=args.grace,
-        ssl_context=args.ssl_context,
-    ) as server:
-        address = _address(server.server_address)
-        log.info("listening on %s%s", address, where)
-        with _writing():
-            print("listening on", address, flush=True)
-        while True:
-            with contextlib.suppress(queue.Empty):
-                ended.get(timeout=1)  # Windows lets no Ctrl-C through in a wait without an end
-                break
-        log.info("stopping")
-    log.info("stopped")
+    binding = contextlib.nullcontext("") if args.all_processors else _on_one_processor()
+    with binding as where, _logging_to_standard_error(args.level):
+        server = Server(
+            (args.host, args.port),
+            max_connections=args.max_connections,
+            max_line=args.max_line,
+            idle_timeout=args.idle_timeout,
+            grace=args.grace,
+            ssl_context=args.ssl_context,
+        )
+        with _stopped_by_signals(server), server:
+            address = _address(server.server_address)
+            log.info("listening on %s%s", address, where)
+            with _writing():
+                print("listening on", address, flush=True)
+            with _woken_by_signals(server):
+                server.serve_forever()
+            log.info("stopping")
+        log.info("stopped")
     return 0
+
+
+def _stopped_by_signals(server: ReverseServer) -> contextlib.AbstractContextManager[None]:
+    """Stop the server at the first signal, and end the process at once at the second."""
+    names = "SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"  # no system has all of them
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        numbers.remove(signal.SIGHUP)  # as under nohup
+
+    def stop(*_: Any) -> None:
+        signal.set_wakeup_fd(-1)
+        for number in numbers:
+            signal.signal(number, kill)
+        server.server_close()
+
+    def kill(number: int, _: Any) -> None:  # Python complains if it is SIG_DFL when both have come
+        if os.name == "posix":
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        os._exit(128 + number)  # process 1 of a container does not die of a signal
+
+    return _handling(stop, *numbers)
+
+
+@contextlib.contextmanager
+def _woken_by_signals(server: ReverseServer) -> Iterator[None]:
+    """Let each signal end the wait in serve_forever().
+
+    Otherwise it would not if it came just before that wait begins, or if the system gave it to
+    another thread; and its handler runs on the main thread when that no longer waits.
+    """
+    with contextlib.suppress(ValueError, OSError):  # no main thread, or stopped already
+        server._stopper.setblocking(False)
+        signal.set_wakeup_fd(server._stopper.fileno())
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            signal.set_wakeup_fd(-1)
+
+
+@contextlib.contextmanager
+def _logging_to_standard_error(level: int) -> Iterator[None]:
+    writer, level_before = _LogWriter(sys.stderr.fileno()), log.level
+    log.addHandler(writer)
+    log.setLevel(level)
+    try:
+        yield
+    finally:
+        log.setLevel(level_before)
+        log.removeHandler(writer)
+        writer.close()
+
+
+class _LogWriter(logging.Handler):
+    """Passes the log to a thread that writes it, so that no one else waits for its reader.
+
+    A pipe that nobody reads would hold up every connection, and at exit the whole program, as
+    logging and print() keep a lock while they write.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._descriptor = descriptor
+        self._queue: queue.Queue[str] = queue.Queue(1000)
+        self._dropped = 0  # records, since there was room in the queue
+        self._thread = threading.Thread(target=self._write, daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue a record; drop it if the writer has made no progress for a second."""
+        try:
+            self._report_dropped()
+            self._queue.put(self.format(record) + "\n", timeout=1)
+        except queue.Full:
+            self._dropped += 1
+
+    def _report_dropped(self) -> None:
+        if self._dropped:
+            text = f"{self._dropped} messages dropped, as nobody read the log"
+            record = logging.makeLogRecord({"msg": text, "levelname": "WARNING"})
+            self._queue.put_nowait(self.format(record) + "\n")
+            self._dropped = 0
+
+    def close(self) -> None:
+        """Wait until all is written, for a second at most."""
+        deadline = time.monotonic() + 1
+        with contextlib.suppress(queue.Full):
+            self._report_dropped()
+            self._queue.put("", timeout=1)
+        _join(self._thread, deadline)
+        super().close()
+
+    def _write(self) -> None:
+        for text in iter(self._queue.get, ""):
+            data = text.encode("utf-8", "backslashreplace")
+            with contextlib.suppress(OSError):  # nobody can read it any more
+                while data:
+                    written = 0
+                    try:
+                        written = os.write(self._descriptor, data)
+                    except BlockingIOError:  # another process shares it that does not want to wait
+                        time.sleep(_MOMENT)
+                    data = data[written:]
 
 
 @contextlib.contextmanager
 def _on_one_processor() -> Iterator[str]:
-    """Stay on a processor that no other server has taken; yield words for the log that tell which.
+    """Stay on a processor that no other server has taken; yield words for the log that say which.
 
-    Only on Linux, and where Python has its lock: threads that take turns with it, on several
-    processors, spend most of their time on handing it over.
+    Only on Linux, and where Python has its lock: threads that take turns with it on several
+    processors spend most of their time on handing it over.
     """
-    where, has_lock = "", getattr(sys, "_is_gil_enabled", lambda: True)()
-    can = has_lock and hasattr(os, "sched_getaffinity")  # PyPy on Linux can not
-    allowed = os.sched_getaffinity(0) if can else set()
-    with contextlib.ExitStack() as until_the_end:
-        if allowed:
-            with contextlib.suppress(OSError):  # where the system forbids it
-                name = until_the_end.enter_context(socket.socket(socket.AF_UNIX))
+    where, name = "", None
+    allowed: set[int] = set()
+    has_lock = getattr(sys, "_is_gil_enabled", lambda: True)()
+    try:
+        if sys.platform == "linux" and has_lock:
+            with contextlib.suppress(AttributeError, OSError):  # as on PyPy; where it is forbidden
+                allowed = os.sched_getaffinity(0)
+                # A bound name in which the number stands is a lock that the kernel gives back.
+                name = socket.socket(socket.AF_UNIX)
                 # In a random order: the servers in other containers do not see these names.
                 order = random.sample(sorted(allowed), len(allowed))
                 for turn, processor in itertools.product(range(100), order):
@@ -1787,9 +1909,14 @@ def _on_one_processor() -> Iterator[str]:
                         name.bind(f"\0revecho/{processor}/{turn}")
                         break
                 os.sched_setaffinity(0, {processor})
-                until_the_end.callback(os.sched_setaffinity, 0, allowed)
                 where = f", on processor {processor} alone"
         yield where
+    finally:
+        if name:
+            name.close()
+        if sys.platform == "linux" and where:
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(0, allowed)
 
 
 # ---- The command line: client --------------------------------------------------------------------
