@@ -321,15 +321,17 @@ class _SelectPoll:
                 return list(ready.items())
 
 
-def _new_poll() -> Any:
-    return getattr(select, "poll", _SelectPoll)()
+def _poll_of(wanted: dict[Any, int]) -> Any:
+    """Return a poll object for what is wanted of each socket; ValueError if one is closed."""
+    poll = getattr(select, "poll", _SelectPoll)()
+    for connection, events in wanted.items():
+        poll.register(connection, events)
+    return poll
 
 
 def _ready(wanted: dict[Any, int], seconds: float | None) -> dict[Any, int]:
     """Wait until a socket is ready for what is wanted of it; return which are, and for what."""
-    poll = _new_poll()
-    for connection, events in wanted.items():
-        poll.register(connection, events)
+    poll = _poll_of(wanted)
     sockets = {connection.fileno(): connection for connection in wanted}
     ready = poll.poll(None if seconds is None else seconds * 1000)
     both = _READ | _WRITE  # for which a socket is ready that is broken: the next call on it tells
@@ -683,11 +685,12 @@ class LineHandler(socketserver.StreamRequestHandler):
     def _be_ready_to_wait(self) -> None:
         """From the first receive() or send() on, nothing blocks but _wait()."""
         self._most = min(_BLOCK, self.server.max_line)  # bytes to receive at a time, for _Lines
-        self._poll = _new_poll()  # to make one costs as much as to use it
-        with contextlib.suppress(OSError, ValueError):  # it is closed, as the next call on it tells
+        try:
             self.request.setblocking(False)
-            self._poll.register(self.request, _READ)
-            self._poll.register(self.server.stop_signal, _READ)
+            # Kept, as to make one costs as much as to use it.
+            self._poll = _poll_of({self.request: _READ, self.server.stop_signal: _READ})
+        except (OSError, ValueError) as error:  # one of them is closed
+            raise CloseConnection(why=str(error)) from error
 
     def _wait_after(self, error: OSError, event: int) -> None:
         """Wait for *event*, or what TLS needs first; raise if *error* says that it is of no use."""
@@ -706,7 +709,7 @@ class LineHandler(socketserver.StreamRequestHandler):
         """
         if event == _READ and self.server.ssl_context and self.request.pending():
             return  # no poll sees what TLS holds already
-        while (number := self.request.fileno()) >= 0:  # else the next call on it tells
+        while (number := self.request.fileno()) >= 0:  # if it is closed the next call on it tells
             left, over = self._idle_at - time.monotonic(), ""
             if event == _READ and self.server.stopping:
                 over = "stopping"
@@ -716,7 +719,8 @@ class LineHandler(socketserver.StreamRequestHandler):
             if event == _WRITE:
                 ready = self.request in _ready({self.request: _WRITE}, seconds)
             else:
-                ready = number in dict(self._poll.poll(seconds * 1000))
+                found = self._poll.poll(seconds * 1000)
+                ready = found and found[0][0] == number  # it was registered first
             if ready:
                 return
             if over:
@@ -965,7 +969,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         if this is self._acceptor or this in self._workers.threads:
             return
         try:
-            with self._accepting(), contextlib.suppress(OSError, ValueError):  # not listening
+            with self._accepting(), contextlib.suppress(OSError, ValueError):  # it does not listen
                 for _ in range(self.request_queue_size + 1):  # as many as can wait
                     if time.monotonic() >= self.receive_until or not self._accept_one():
                         break
