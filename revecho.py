@@ -37,10 +37,10 @@ What is where, each part made of those above it (the appendix aside):
     Appendix           grapheme clusters for Python before 3.15
 
 Three kinds of threads run in the server.  One accepts, in serve_forever(): it waits for room, and
-then for a client or stop_signal.  A worker serves each connection; no other thread receives, sends
-or closes there, and it waits for its peer or stop_signal, in LineHandler._wait() alone.  The thread
-that calls server_close() tells both to stop, waits for them, and cuts the connections that are left
-when the grace is over.
+then for a client or stop_signal.  A worker serves each connection, and no other thread receives or
+sends on it; while the handler runs it waits for its peer or stop_signal, in LineHandler._wait()
+alone.  The thread that calls server_close() tells both to stop, waits for them, and cuts the
+connections that are left when the grace is over.
 """
 
 from __future__ import annotations
@@ -273,7 +273,7 @@ def _set_options(connection: socket.socket) -> None:
         (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
         (socket.IPPROTO_TCP, socket.TCP_NODELAY),
     ):
-        with contextlib.suppress(OSError):  # a Unix socket has not both
+        with contextlib.suppress(OSError):  # a Unix socket has no TCP_NODELAY
             connection.setsockopt(level, option, 1)
 
 
@@ -283,7 +283,7 @@ def _shut(connection: socket.socket, how: int) -> None:
 
 
 def _close(connection: socket.socket) -> None:
-    # close() would leave it open for as long as rfile is, perhaps because of an exception.
+    # close() leaves it open while a file made of it is, which a traceback may keep alive.
     descriptor = connection.detach()
     if descriptor >= 0:
         socket.close(descriptor)
@@ -291,7 +291,7 @@ def _close(connection: socket.socket) -> None:
 
 # Where there is no poll(), as on Windows, its two flags only have to differ.
 _READ, _WRITE = getattr(select, "POLLIN", 1), getattr(select, "POLLOUT", 4)
-# Windows lets no Ctrl-C through before the end of a wait, so there the main thread waits in slices.
+# On Windows Ctrl-C cannot interrupt a wait, so there the main thread waits in slices.
 _SLICE = 0.5 if os.name == "nt" else _LONGEST_WAIT  # seconds
 _MOMENT = 0.05  # seconds between looks for acknowledgements, which nothing announces
 
@@ -334,13 +334,13 @@ def _ready(wanted: dict[Any, int], seconds: float | None) -> dict[Any, int]:
     poll = _poll_of(wanted)
     sockets = {connection.fileno(): connection for connection in wanted}
     ready = poll.poll(None if seconds is None else seconds * 1000)
-    both = _READ | _WRITE  # for which a socket is ready that is broken: the next call on it tells
+    both = _READ | _WRITE  # a broken socket is ready for both: the next call on it raises
     return {sockets[number]: events & both or both for number, events in ready}
 
 
 def _awaited(error: OSError, event: int) -> int:
-    """Return what to wait for before another try, or 0 if *error* says more than "not now"."""
-    # By their names, as ssl is imported only where it is used.
+    """Return what to wait for before another try, or 0 if *error* is a real failure."""
+    # By name, as ssl is imported only where it is used.
     events = {"BlockingIOError": event, "SSLWantReadError": _READ, "SSLWantWriteError": _WRITE}
     return events.get(type(error).__name__, 0)
 
@@ -348,7 +348,7 @@ def _awaited(error: OSError, event: int) -> int:
 def _unacknowledged(connection: socket.socket) -> int | None:
     """Return how many bytes the peer has yet to acknowledge, if the system tells."""
     with contextlib.suppress(NameError, OSError, ValueError):  # no fcntl, or it is closed
-        if sys.platform != "win32":
+        if sys.platform != "win32" and connection.family != socket.AF_UNIX:  # it counts otherwise
             count = fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4))
             return int.from_bytes(count, sys.byteorder)
     return None
@@ -446,7 +446,7 @@ def _numbers(names: str) -> set[int | None]:
     return {getattr(errno, name) for name in names.split() if hasattr(errno, name)}
 
 
-# Of the errors of accept(), these say that the system lacks something, or forbids to accept ...
+# Of the errors of accept(), these say that the system lacks something, or forbids accepting ...
 _LACKING = _numbers("EMFILE ENFILE ENOBUFS ENOMEM EPERM")
 # ... and these are about one connection, or none; so is an error that is not of the system.
 _PASSING = {None} | _numbers(
@@ -553,7 +553,7 @@ class _Workers:
 
 
 class LineHandler(socketserver.StreamRequestHandler):
-    r"""Serves one connection, line by line, on a thread that serves no other meanwhile.
+    r"""Serves one connection, line by line, on a thread of its own.
 
     Override answer(), or respond() to answer several lines at once, or handle() where there are no
     lines.  The limits and the stop are in force wherever receive() and send() are used:
@@ -563,8 +563,8 @@ class LineHandler(socketserver.StreamRequestHandler):
         ...         self.send(b"hello\n")
         ...         super().handle()
 
-    A handle() may use request, rfile and wfile instead, but not both: then only its peer ends a
-    wait, or the server when it has been stopped and the grace is over.
+    A handle() may use request, rfile and wfile instead, but must not mix them with these: then only
+    the peer ends a wait, or the server when it has been stopped and the grace is over.
     """
 
     server: ReverseServer
@@ -575,7 +575,7 @@ class LineHandler(socketserver.StreamRequestHandler):
     _poll: Any = None  # waits for something to receive, or for the stop; made when first needed
 
     def __init__(self, request: Any, client_address: Any, server: Any) -> None:
-        """Take the steps that socketserver knows: setup(), handle() and finish()."""
+        """Run the steps of socketserver: setup(), handle() and finish()."""
         began, peer = time.monotonic(), _address(client_address)
         self.request, self.client_address, self.server = request, client_address, server
         self._idle_timeout = server.idle_timeout or math.inf
@@ -595,7 +595,7 @@ class LineHandler(socketserver.StreamRequestHandler):
             log.info("%s gone after %.1f s, %d bytes sent%s", peer, took, self._sent, why)
 
     def _take(self, step: Callable[[], None]) -> bool:
-        """Take a step; return whether it came to its own end, and did not raise CloseConnection."""
+        """Run a step; return whether it returned normally, and did not raise CloseConnection."""
         try:
             step()
             return True
@@ -709,7 +709,7 @@ class LineHandler(socketserver.StreamRequestHandler):
         """
         if event == _READ and self.server.ssl_context and self.request.pending():
             return  # no poll sees what TLS holds already
-        while (number := self.request.fileno()) >= 0:  # if it is closed the next call on it tells
+        while (number := self.request.fileno()) >= 0:  # if it is closed, the next call on it raises
             left, over = self._idle_at - time.monotonic(), ""
             if event == _READ and self.server.stopping:
                 over = "stopping"
@@ -849,19 +849,19 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         most = self.max_connections - 1
         if len(self.connections) > most:
             why = f"the limit max_connections={self.max_connections} is reached"
-            if not self._wait_for_room(most, why, self.receive_until):
+            if not self._wait_for_room(most, why):
                 return False
         if self.socket not in _ready({self.socket: _READ, self.stop_signal: _READ}, None):
             return False
         try:
-            self._workers.reserve()  # first, as who is accepted is to be served
+            self._workers.reserve()  # first, so that whoever is accepted gets served
             request, client_address = self.get_request()
         except (OSError, RuntimeError, MemoryError) as error:
             # Python raises RuntimeError where the system has no more threads.
             number = error.errno if isinstance(error, OSError) else errno.ENOMEM
             if number in _LACKING:
                 fewer = len(self.connections) - 1
-                self._wait_for_room(fewer, str(error), time.monotonic() + 0.5)
+                self._wait_for_room(fewer, str(error), 0.5)
                 return fewer >= 0  # else at a stop nobody can make room
             if number in _PASSING:
                 return True
@@ -878,11 +878,12 @@ class ReverseServer(socketserver.ThreadingTCPServer):
                 self.close_request(request)
         return True
 
-    def _wait_for_room(self, most: int, why: str, until: float) -> bool:
-        """Wait until no more than *most* connections are open, or the server stops."""
-        if time.monotonic() > self._crowded_at + 1:  # once for as long as it goes on
+    def _wait_for_room(self, most: int, why: str, seconds: float = math.inf) -> bool:
+        """Wait until no more than *most* connections are open, or a stop begins."""
+        before = self.stopping  # if this is true, receive_until has been set
+        until = min(self.receive_until, time.monotonic() + seconds)
+        if time.monotonic() > self._crowded_at + 1:  # once for each crowd
             log.warning("cannot accept, others wait: %s", why)
-        before = self.stopping
         self._wait_until(lambda: len(self.connections) <= most or self.stopping > before, until)
         self._crowded_at = time.monotonic()
         return len(self.connections) <= most
@@ -904,7 +905,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         return connection, client_address
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Let a worker serve the connection, which is open from now on (call this)."""
+        """Let a worker serve the connection, which is now open; overrides must call this."""
         with self._changed:
             self.connections.add(request)
         self._workers.give(request, client_address)
@@ -918,8 +919,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
     def shutdown_request(self, request: Any) -> None:
         """End our side, hear the peer out, and close the connection.
 
-        To close with input unread, or before more comes in, would reset the connection, and destroy
-        replies that are on their way.
+        To close it with input unread, or before more comes, would reset it and destroy replies.
         """
         try:
             if self.ssl_context:
@@ -946,7 +946,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
             now = time.monotonic()
 
     def close_request(self, request: Any) -> None:
-        """Close the connection, and make room for another (call this)."""
+        """Close the connection, and make room for another; overrides must call this."""
         with self._changed:  # so nobody cuts a descriptor that is another's by now
             self.connections.discard(request)
             _close(request)
@@ -1796,7 +1796,8 @@ def _stopped_by_signals(server: ReverseServer) -> contextlib.AbstractContextMana
         signal.set_wakeup_fd(-1)
         for number in numbers:
             signal.signal(number, kill)
-        server.server_close()
+        # No more, as this may interrupt a line that holds a lock; who serves does the rest.
+        server._tell_all_to_stop(server.grace)
 
     def kill(number: int, _: Any) -> None:  # Python complains if it is SIG_DFL when both have come
         if os.name == "posix":

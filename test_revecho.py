@@ -1545,8 +1545,9 @@ class ServerTest(Case):
                 numbers = (re.search(r"\nvol.*:\s*(\d+)", task.read_text())[1] for task in tasks)
                 return sorted(map(int, numbers))
 
-            with self.connect(process, b"hello\n") as gone, self.connect(process) as idle:
-                receive(gone, 6)
+            with self.connect(process) as gone, self.connect(process) as idle:
+                self.ask(gone)
+                self.ask(idle)
                 gone.close()
                 threads = len(switches())
                 until(lambda n=threads: len(switches()) < n)  # its worker has waited for a second
@@ -1671,6 +1672,21 @@ class ServerTest(Case):
         self.connect(server)
         until(self.warned)
         self.join(self.closing(server))
+
+    def test_a_stop_while_the_log_is_slow(self):
+        """It is seen by who is about to wait for room, too."""
+
+        def stop(record):
+            if "others wait" in record.getMessage():
+                self.closing(server)
+
+        logging.getLogger("revecho").handlers[0].emit = stop
+        server = self.serve(max_connections=1, idle_timeout=0, grace=0.2)
+        server.RequestHandlerClass = subclass(Handler, handle=lambda it: it.rfile.read())
+        threads = threading.active_count()
+        self.crowd(2, server, b"")
+        until(lambda: server.stopping)
+        until(lambda: threading.active_count() < threads)
 
     def test_a_broken_listener(self):
         """It ends serve_forever() with the error."""
@@ -3402,10 +3418,10 @@ class ServerCommandTest(Case):
         self.join(reader)
         lines = b"".join(log).decode().splitlines()
         self.assertEqual(len(lines), 2003)
-        for number in range(1, 2001, 2):
-            peer = lines[number].split()[3]
-            self.assertRegex(lines[number], f"{peer} connected$")
-            self.assertRegex(lines[number + 1], f"{peer} gone after")
+        peers = {}
+        for line in lines[1:-2]:  # a client can be gone before that is logged
+            peers.setdefault(line.split()[3], []).append(line.split()[4])
+        self.assertEqual({*map(tuple, peers.values())}, {("connected", "gone")})
 
     @unittest.skipUnless(
         shutil.which("unshare") and not subprocess.call(["unshare", "-pf", "true"], stderr=-3),
