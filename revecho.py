@@ -1763,41 +1763,48 @@ def _run_server(args: argparse.Namespace) -> int:
                 self.socket.setsockopt(socket.SOL_SOCKET, share, 1)
             super().server_bind()
 
+        def serve_forever(self, poll_interval: float = 0) -> None:
+            try:
+                super().serve_forever(poll_interval)
+            finally:
+                waker.send(b".")  # if nobody has stopped it, the listening socket is broken
+
     binding = contextlib.nullcontext("") if args.all_processors else _on_one_processor()
-    with binding as where, _logging_to_standard_error(args.level):
-        server = Server(
+    with binding as where, _logging_to_standard_error(args.level), _signals() as (ended, waker):
+        with running_server(
             (args.host, args.port),
+            server_class=Server,
             max_connections=args.max_connections,
             max_line=args.max_line,
             idle_timeout=args.idle_timeout,
             grace=args.grace,
             ssl_context=args.ssl_context,
-        )
-        with _stopped_by_signals(server), server:
+        ) as server:
             address = _address(server.server_address)
             log.info("listening on %s%s", address, where)
             with _writing():
                 print("listening on", address, flush=True)
-            with _woken_by_signals(server):
-                server.serve_forever()
+            _ready({ended: _READ}, None)
             log.info("stopping")
         log.info("stopped")
     return 0
 
 
-def _stopped_by_signals(server: ReverseServer) -> contextlib.AbstractContextManager[None]:
-    """Stop the server at the first signal, and end the process at once at the second."""
+@contextlib.contextmanager
+def _signals() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Handle signals: the first makes a socket readable, the second ends the process at once.
+
+    Yields that socket, and the one at its other end.  A signal that comes just before a wait, or
+    that the system gives to another thread, ends the wait only because of that.
+    """
     names = "SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"  # no system has all of them
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         numbers.remove(signal.SIGHUP)  # as under nohup
 
     def stop(*_: Any) -> None:
-        signal.set_wakeup_fd(-1)
         for number in numbers:
             signal.signal(number, kill)
-        # No more, as this may interrupt a line that holds a lock; who serves does the rest.
-        server._tell_all_to_stop(server.grace)
 
     def kill(number: int, _: Any) -> None:  # Python complains if it is SIG_DFL when both have come
         if os.name == "posix":
@@ -1805,24 +1812,16 @@ def _stopped_by_signals(server: ReverseServer) -> contextlib.AbstractContextMana
             signal.raise_signal(number)
         os._exit(128 + number)  # process 1 of a container does not die of a signal
 
-    return _handling(stop, *numbers)
-
-
-@contextlib.contextmanager
-def _woken_by_signals(server: ReverseServer) -> Iterator[None]:
-    """Let each signal end the wait in serve_forever().
-
-    Otherwise it would not if it came just before that wait begins, or if the system gave it to
-    another thread; and its handler runs on the main thread when that no longer waits.
-    """
-    with contextlib.suppress(ValueError, OSError):  # no main thread, or stopped already
-        server._stopper.setblocking(False)
-        signal.set_wakeup_fd(server._stopper.fileno())
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):
-            signal.set_wakeup_fd(-1)
+    ended, waker = socket.socketpair()
+    waker.setblocking(False)
+    with ended, waker, _handling(stop, *numbers):
+        try:
+            with contextlib.suppress(ValueError):  # on another than the main thread
+                signal.set_wakeup_fd(waker.fileno())
+            yield ended, waker
+        finally:
+            with contextlib.suppress(ValueError):
+                signal.set_wakeup_fd(-1)
 
 
 @contextlib.contextmanager

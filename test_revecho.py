@@ -3369,6 +3369,20 @@ class ServerCommandTest(Case):
             servers[1].send_signal(number)
             self.assertEqual(servers[1].wait(LIMIT), -number)
 
+    @needs_linux
+    def test_a_signal_with_a_crowd(self):
+        """The threads that wait leave the processor to the one that is to handle it."""
+        server = self.start_server("--idle-timeout 0")
+        crowd = self.crowd(500, server)
+        for connection in crowd:
+            receive(connection, 6)
+        before = processor_seconds(server.pid)
+        server.terminate()
+        _, status, usage = os.wait4(server.pid, 0)
+        server.returncode = status
+        self.assertEqual(status, 0)
+        self.assertLess(usage.ru_utime + usage.ru_stime - before, 1)
+
     @unittest.skipUnless(hasattr(signal, "SIGHUP"), "needs SIGHUP")
     def test_a_terminal_that_is_closed_under_nohup(self):
         server = self.start_server(start="trap '' HUP; exec \"$@\" ")
