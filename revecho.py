@@ -632,8 +632,7 @@ class LineHandler(socketserver.StreamRequestHandler):
             for line in io.BytesIO(lines):
                 answers += self.answer(line)
         except CloseConnection as end:
-            end.reply = bytes(answers) + end.reply
-            raise
+            raise CloseConnection(bytes(answers) + end.reply, end.why) from end
         return bytes(answers)
 
     def answer(self, line: bytes) -> bytes:

@@ -856,6 +856,19 @@ class ConnectionTest(HeartCase):
             self.assertEqual(self.exchange(server, b"a\n", b"b\n", last), want)
         self.assertEqual(self.warned(), [])
 
+    def test_an_end_that_is_raised_again_and_again(self):
+        """No client gets answers that were for another one."""
+
+        def answer(_, line):
+            if line == b"quit\n":
+                raise bye
+            return line
+
+        bye = revecho.CloseConnection(b"bye\n")
+        server = self.serve(handler=subclass(revecho.LineHandler, answer=answer))
+        for line in (b"one\n", b"two\n"):
+            self.assertEqual(self.exchange(server, line + b"quit\n"), line + b"bye\n")
+
     def test_nothing_overridden(self):
         server = self.serve(handler=revecho.LineHandler)
         self.assertEqual(self.exchange(server, b"hello\n"), b"")
@@ -2367,6 +2380,7 @@ class ConnectionTlsTest(
     without("a_handler_that_raises", "close_connection", "protocol_error", "memory", "drain"),
     without("an_end_in_setup", "an_end_of_what_is_closed", "an_end_though_a_file_is_open"),
     without("finish_comes_after_everything", "answer_can_be_overridden", "nothing_overridden"),
+    without("an_end_that_is_raised_again_and_again"),
     without("error_arrives_though_the_client_goes_on_sending", "pipelining_without_end"),
     without("socket_of_a_connection", "no_option_of_a_connection_is_essential", "binary_frames"),
     without("handle_can_be_overridden", "respond_can_be_overridden", "log_of_a_connection"),
