@@ -1766,10 +1766,10 @@ def _run_server(args: argparse.Namespace) -> int:
             try:
                 super().serve_forever(poll_interval)
             finally:
-                waker.send(b".")  # if nobody has stopped it, the listening socket is broken
+                end()  # if nobody has stopped it, the listening socket is broken
 
     binding = contextlib.nullcontext("") if args.all_processors else _on_one_processor()
-    with binding as where, _logging_to_standard_error(args.level), _signals() as (ended, waker):
+    with binding as where, _logging_to_standard_error(args.level), _signals() as (wait, end):
         with running_server(
             (args.host, args.port),
             server_class=Server,
@@ -1783,18 +1783,17 @@ def _run_server(args: argparse.Namespace) -> int:
             log.info("listening on %s%s", address, where)
             with _writing():
                 print("listening on", address, flush=True)
-            _ready({ended: _READ}, None)
+            wait()
             log.info("stopping")
         log.info("stopped")
     return 0
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Handle signals: the first makes a socket readable, the second ends the process at once.
+def _signals() -> Iterator[tuple[Callable[[], None], Callable[[], Any]]]:
+    """Handle the signals that stop the server; the second one ends the process at once.
 
-    Yields that socket, and the one at its other end.  A signal that comes just before a wait, or
-    that the system gives to another thread, ends the wait only because of that.
+    Yields a function that waits for the first, and one that ends that wait.
     """
     names = "SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"  # no system has all of them
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
@@ -1811,16 +1810,25 @@ def _signals() -> Iterator[tuple[socket.socket, socket.socket]]:
             signal.raise_signal(number)
         os._exit(128 + number)  # process 1 of a container does not die of a signal
 
+    def wait() -> None:
+        number = -1
+        while number not in (0, *numbers):  # the program may handle other signals, too
+            _ready({ended: _READ}, None)
+            number = ended.recv(1)[0]
+
+    # Python writes the number of each signal to waker.  Without that, one that comes just before
+    # the wait begins, or that the system gives to another thread, would not end it.
     ended, waker = socket.socketpair()
     waker.setblocking(False)
     with ended, waker, _handling(stop, *numbers):
+        before = None
         try:
             with contextlib.suppress(ValueError):  # on another than the main thread
-                signal.set_wakeup_fd(waker.fileno())
-            yield ended, waker
+                before = signal.set_wakeup_fd(waker.fileno())
+            yield wait, lambda: waker.send(b"\0")
         finally:
-            with contextlib.suppress(ValueError):
-                signal.set_wakeup_fd(-1)
+            if before is not None:
+                signal.set_wakeup_fd(before)
 
 
 @contextlib.contextmanager

@@ -3397,6 +3397,29 @@ class ServerCommandTest(Case):
         self.assertEqual(status, 0)
         self.assertLess(usage.ru_utime + usage.ru_stime - before, 1)
 
+    @unittest.skipUnless(hasattr(signal, "SIGUSR1"), "needs SIGUSR1")
+    def test_other_signals_of_the_program(self):
+        """They neither stop the server nor cost anything later; what it had is given back."""
+        program = """if True:
+            import signal, sys
+            import revecho
+            signal.signal(signal.SIGUSR1, lambda *_: print("handled", flush=True))
+            status = revecho.main(["server", "--port", "0", "-q"])
+            assert signal.set_wakeup_fd(-1) == -1
+            sys.exit(status)
+        """
+        server = self.start(program=("-c", program), stderr=subprocess.PIPE)
+        self.assertEqual(revecho.request("hello", *at(server)), "olleh")
+        for _ in range(3):
+            server.send_signal(signal.SIGUSR1)
+            self.assertEqual(server.stdout.readline(), b"handled\n")
+        before = processor_seconds(server.pid)
+        self.assertEqual(revecho.request("hello", *at(server)), "olleh")
+        time.sleep(0.3)  # in which nothing happens
+        self.assertFalse(processor_seconds(server.pid) - before > 0.1)
+        server.terminate()
+        self.assert_ends(server)
+
     @unittest.skipUnless(hasattr(signal, "SIGHUP"), "needs SIGHUP")
     def test_a_terminal_that_is_closed_under_nohup(self):
         server = self.start_server(start="trap '' HUP; exec \"$@\" ")
