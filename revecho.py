@@ -29,7 +29,7 @@ What is where, each part made of those above it (the appendix aside):
     Reversing          reverse_text(), reverse_lines(): bytes in, bytes out
     Lines              cutting bytes into lines, and how to end a connection from within
     Sockets            addresses, and waiting until one is ready
-    Worker threads     each serves one connection after the other
+    Worker threads     each serves one connection after another
     One connection     LineHandler, ReverseHandler: all that happens to one, on a thread of its own
     All connections    ReverseServer: which are open, accepting, the limits, stopping
     The client         request(), stream()
@@ -887,7 +887,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         self._crowded_at = time.monotonic()
         return len(self.connections) <= most
 
-    def _wait_until(self, condition: Callable[[], bool], until: float = math.inf) -> None:
+    def _wait_until(self, condition: Callable[[], bool], until: float) -> None:
         """Wait for *condition*, but no longer than until then, by time.monotonic()."""
         with self._changed:
             while not condition() and (left := until - time.monotonic()) > 0:
