@@ -217,27 +217,27 @@ class _Lines:
 
     def __init__(self, max_line: int) -> None:
         self.max_line = max_line
-        self.begun = bytearray()  # a line that is not whole yet
+        self.unfinished = bytearray()  # a line that is not whole yet
 
     def add(self, data: bytes) -> bytes:
         """Return the lines that *data*, at most max_line bytes, makes whole."""
-        if not self.begun and data.endswith(b"\n"):
+        if not self.unfinished and data.endswith(b"\n"):
             return data
         end = data.rfind(b"\n") + 1
-        if len(self.begun) + len(data) > self.max_line:  # only the first can be too long
+        if len(self.unfinished) + len(data) > self.max_line:  # only the first can be too long
             first = data[: data.find(b"\n")] if end else data
-            cr = (first or self.begun).endswith(b"\r")  # it belongs to the ending, or may do so yet
-            self._check_length(len(self.begun) + len(first) - cr)
-        whole = bytes(self.begun) + data[:end] if end else b""
+            cr = (first or self.unfinished).endswith(b"\r")  # part of the ending, or it may be yet
+            self._check_length(len(self.unfinished) + len(first) - cr)
+        whole = bytes(self.unfinished) + data[:end] if end else b""
         if end:
-            self.begun.clear()
-        self.begun += data[end:]
+            self.unfinished.clear()
+        self.unfinished += data[end:]
         return whole
 
     def last(self) -> bytes:
         """Return the line that the end makes whole, if there is one."""
-        self._check_length(len(self.begun))
-        return bytes(self.begun)
+        self._check_length(len(self.unfinished))
+        return bytes(self.unfinished)
 
     def _check_length(self, length: int) -> None:
         if length > self.max_line:
@@ -269,12 +269,9 @@ def _address(address: Any) -> str:
 
 def _set_options(connection: socket.socket) -> None:
     """Send without delay, and find out about a peer that vanished; neither is essential."""
-    for level, option in (
-        (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
-        (socket.IPPROTO_TCP, socket.TCP_NODELAY),
-    ):
-        with contextlib.suppress(OSError):  # a Unix socket has no TCP_NODELAY
-            connection.setsockopt(level, option, 1)
+    with contextlib.suppress(OSError):  # a Unix socket has no TCP_NODELAY
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _shut(connection: socket.socket, how: int) -> None:
@@ -438,7 +435,7 @@ def _in_words(error: OSError) -> str:
     words: str = getattr(error, "verify_message", "")  # of a certificate that is not accepted
     code = getattr(error, "reason", None) or ""
     if code in ("WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"):
-        words = "what came is no TLS"
+        words = "what came is not TLS"
     return words or code.replace("_", " ").lower() or error.strerror or str(error)
 
 
@@ -456,6 +453,9 @@ _PASSING = {None} | _numbers(
 
 
 # ---- Worker threads ------------------------------------------------------------------------------
+
+
+_TIME_TO_END = 0.5  # seconds that a thread has when its connection has been cut; it may hang
 
 
 def _join(thread: threading.Thread, deadline: float) -> None:
@@ -582,11 +582,11 @@ class LineHandler(socketserver.StreamRequestHandler):
         self._idle_at = began + self._idle_timeout  # by then a line has to be answered
         log.info("%s connected", peer)
         try:
-            if self._take(self.setup):
+            if self._run_step(self.setup):
                 try:
-                    self._take(self.handle)
+                    self._run_step(self.handle)
                 finally:
-                    self._take(self.finish)
+                    self._run_step(self.finish)
         except Exception:
             self._why = "the handler failed"
             raise
@@ -594,7 +594,7 @@ class LineHandler(socketserver.StreamRequestHandler):
             took, why = time.monotonic() - began, self._why and f": {_printable(self._why)}"
             log.info("%s gone after %.1f s, %d bytes sent%s", peer, took, self._sent, why)
 
-    def _take(self, step: Callable[[], None]) -> bool:
+    def _run_step(self, step: Callable[[], None]) -> bool:
         """Run a step; return whether it returned normally, and did not raise CloseConnection."""
         try:
             step()
@@ -615,7 +615,7 @@ class LineHandler(socketserver.StreamRequestHandler):
                     self.send(self.respond(whole))
                 del data, whole  # large, perhaps, and the next ones may be long in coming
         except CloseConnection as end:
-            if end.why != "idle" or not lines.begun:
+            if end.why != "idle" or not lines.unfinished:
                 raise
             limit = _quantity(self.server.idle_timeout, "second")
             raise ProtocolError(f"line not finished within {limit}", end.reply) from None
@@ -763,6 +763,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
     request_queue_size = 4096  # the kernel takes it down to its own limit
     drain_quiet, drain_time, drain_limit = 0.5, 5.0, 1 << 30  # seconds, seconds, bytes: _drain()
     stopping = False
+    _poll: Any = None  # waits for a client, or for the stop; made when first needed
     # By time.monotonic(); a stop sets them.  What is between is for sending and draining.
     receive_until = open_until = math.inf
 
@@ -827,11 +828,11 @@ class ReverseServer(socketserver.ThreadingTCPServer):
 
     @contextlib.contextmanager
     def _accepting(self) -> Iterator[None]:
-        """Be the one thread that accepts, when the one before has ended; at a stop it may hang."""
+        """Be the only thread that accepts: wait until no other does, but at a stop one may hang."""
         this = threading.current_thread()
         try:
             with self._changed:
-                self._wait_until(lambda: not self._acceptor, self.open_until + 0.5)
+                self._wait_until(lambda: not self._acceptor, self.open_until + _TIME_TO_END)
                 self._acceptor = this
             yield
         finally:
@@ -845,12 +846,13 @@ class ReverseServer(socketserver.ThreadingTCPServer):
 
         At a stop this waits for no client, and for room only while there is time to receive.
         """
-        most = self.max_connections - 1
-        if len(self.connections) > most:
-            why = f"the limit max_connections={self.max_connections} is reached"
-            if not self._wait_for_room(most, why):
-                return False
-        if self.socket not in _ready({self.socket: _READ, self.stop_signal: _READ}, None):
+        why = f"the limit max_connections={self.max_connections} is reached"
+        if not self._wait_for_room(self.max_connections - 1, why):
+            return False
+        if not self._poll:
+            self.socket.setblocking(False)  # a client may be gone again before it is accepted
+            self._poll = _poll_of({self.socket: _READ, self.stop_signal: _READ})
+        if self._poll.poll()[0][0] != self.socket.fileno():  # it was registered first
             return False
         try:
             self._workers.reserve()  # first, so that whoever is accepted gets served
@@ -859,26 +861,27 @@ class ReverseServer(socketserver.ThreadingTCPServer):
             # Python raises RuntimeError where the system has no more threads.
             number = error.errno if isinstance(error, OSError) else errno.ENOMEM
             if number in _LACKING:
-                fewer = len(self.connections) - 1
-                self._wait_for_room(fewer, str(error), 0.5)
-                return fewer >= 0  # else at a stop nobody can make room
+                open_now = len(self.connections)
+                self._wait_for_room(open_now - 1, str(error), 0.5)
+                return open_now > 0  # else at a stop nobody can make room
             if number in _PASSING:
                 return True
             raise
-        handed_over = False
         try:
             if self.verify_request(request, client_address):
                 self.process_request(request, client_address)
-                handed_over = True
+                request = None  # a worker has it
         except Exception:
             self.handle_error(request, client_address)
         finally:
-            if not handed_over:  # not drained, either, as this is the thread that accepts
-                self.close_request(request)
+            if request:
+                self.close_request(request)  # not drained: that would hold up those who wait
         return True
 
     def _wait_for_room(self, most: int, why: str, seconds: float = math.inf) -> bool:
         """Wait until no more than *most* connections are open, or a stop begins."""
+        if len(self.connections) <= most:
+            return True
         before = self.stopping  # if this is true, receive_until has been set
         until = min(self.receive_until, time.monotonic() + seconds)
         if time.monotonic() > self._crowded_at + 1:  # once for each crowd
@@ -893,9 +896,8 @@ class ReverseServer(socketserver.ThreadingTCPServer):
             while not condition() and (left := until - time.monotonic()) > 0:
                 self._changed.wait(min(left, _SLICE))
 
-    def get_request(self) -> tuple[socket.socket, Any]:
+    def get_request(self) -> tuple[Any, Any]:
         """Accept a connection; the handshake of TLS comes with its first receive or send."""
-        self.socket.setblocking(False)  # the client may be gone again
         connection, client_address = super().get_request()
         connection.settimeout(None)  # whatever the listener has, or socket.setdefaulttimeout() says
         _set_options(connection)
@@ -921,12 +923,11 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         To close it with input unread, or before more comes, would reset it and destroy replies.
         """
         try:
-            if self.ssl_context:
-                _say_farewell(request, self.drain_time)
-            _shut(request, socket.SHUT_WR)
-            self._drain(request)
-        except (OSError, ValueError):
-            pass  # it is broken, or the handler has closed it
+            with contextlib.suppress(OSError, ValueError):  # it is broken, or the handler closed it
+                if self.ssl_context:
+                    _say_farewell(request, self.drain_time)
+                _shut(request, socket.SHUT_WR)
+                self._drain(request)
         finally:
             self.close_request(request)
 
@@ -976,11 +977,11 @@ class ReverseServer(socketserver.ThreadingTCPServer):
             self._wait_until(lambda: not self.connections, self.open_until)
         finally:
             self._tell_all_to_stop(0)
-            with self._accepting(), self._changed:  # when nobody accepts any more
-                super().server_close()
+            with self._accepting(), self._changed:  # so none is added any more
+                super().server_close()  # again, if an exception has come before
                 for connection in self.connections:
                     _shut(connection, socket.SHUT_RDWR)
-            self._workers.end(self.open_until + 0.5)  # a handler may hang
+            self._workers.end(self.open_until + _TIME_TO_END)
             self.stop_signal.close()
             self._stopper.close()
 
@@ -1066,7 +1067,7 @@ def running_server(
             yield server
         finally:
             server.server_close()
-            _join(accepting, server.open_until + 0.5)  # it may hang
+            _join(accepting, server.open_until + _TIME_TO_END)
     for error in errors:
         raise error
 
@@ -1285,7 +1286,7 @@ class _Owed:
         """Take what is going to be sent, b"" at its end; tell if that leaves a line unfinished."""
         self.sent += len(data)
         self._expect(self._there.add(data) if data else self._there.last())
-        return bool(self._there.begun)
+        return bool(self._there.unfinished)
 
     def _expect(self, lines: bytes) -> None:
         self.owed_lines += lines.count(b"\n")
@@ -1785,6 +1786,8 @@ def _run_server(args: argparse.Namespace) -> int:
                 print("listening on", address, flush=True)
             wait()
             log.info("stopping")
+            # A crowd that wakes up at once would spend seconds asking for the interpreter's lock.
+            sys.setswitchinterval(0.1)
         log.info("stopped")
     return 0
 

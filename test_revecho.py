@@ -4351,7 +4351,7 @@ class TLSClientTest(ClientCase):
             (through_tls(end, "stranger"), "self.signed certificate"),
             (through_tls(end, "elsewhere"), "self.signed certificate"),
             (through_tls(end, "tampered"), "certificate signature failure|self.signed certificate"),
-            (lambda it: it.sendall(hello) or True, "what came is no TLS"),
+            (lambda it: it.sendall(hello) or True, "what came is not TLS"),
             (lambda it: it.recv(65536) and None, "the connection ended"),
             (reset_at_once, "Connection reset by peer"),
             (never_answer, r"no answer within 0\.3 s"),
@@ -4379,7 +4379,7 @@ class TLSClientTest(ClientCase):
             socket.socket.send(connection, b"HTTP/1.1 400 Bad Request\r\n\r\n")
             connection.recv(6)
 
-        why = "^the connection broke: what came is no TLS; .*, only 'oll' came$"
+        why = "^the connection broke: what came is not TLS; .*, only 'oll' came$"
         with self.assertRaisesRegex(revecho.ReplyError, why):
             server = self.other_server(through_tls(serve))
             self.request("hello", server, ssl_context=self.context())
