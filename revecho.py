@@ -430,13 +430,17 @@ def _say_farewell(connection: Any, seconds: float) -> None:
             event = _awaited(error, _READ)
 
 
-def _in_words(error: OSError) -> str:
+def _in_words(error: Exception) -> str:
     """Return why something failed, for TLS in words as well."""
-    words: str = getattr(error, "verify_message", "")  # of a certificate that is not accepted
-    code = getattr(error, "reason", None) or ""
-    if code in ("WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"):
-        words = "what came is not TLS"
-    return words or code.replace("_", " ").lower() or error.strerror or str(error)
+    if type(error).__name__ in ("SSLEOFError", "SSLSyscallError", "SSLZeroReturnError"):
+        return "the connection ended"  # with TLS's farewell or without
+    if words := getattr(error, "verify_message", ""):  # of a certificate that is not accepted
+        return str(words)
+    # TLS puts its name for the error before the words, and a line of C after them.
+    words = str(getattr(error, "strerror", None) or error)
+    words = re.sub(r"^\[[\w: ]+\] | \(_ssl\.c:\d+\)$", "", words)
+    no_tls = words in ("wrong version number", "packet length too long", "record layer failure")
+    return "what came is not TLS" if no_tls else words
 
 
 def _numbers(names: str) -> set[int | None]:
@@ -1074,13 +1078,13 @@ def running_server(
 
 # ---- The client ----------------------------------------------------------------------------------
 
-# _Connection never blocks once it is open.  _Owed counts the lines and bytes that are sent and that
-# come back.  One loop, _exchange(), moves the bytes.
+# It sends whole lines, and as many have to come back: so it knows when all of them are answered,
+# and need not end its side to find out.
 
-# Bytes unanswered at which no more is sent, but for the rest of a line; also the most in the reply
-# to a shorter line.
-_LARGE = 1 << 26
+_LONGEST = 1 << 26  # bytes in a line of a stream, or in the reply to a line that is no longer
+_MUCH = 1 << 20  # bytes of a stream that are read at a time
 _LACKING_HERE = {*_LACKING, errno.EADDRNOTAVAIL}  # errors of this end, not of the path
+_Write = Callable[[bytes], Any]
 
 
 class ReplyError(ConnectionError):
@@ -1092,406 +1096,259 @@ class _WrongReplyError(ReplyError):
 
 
 class _Connection:
-    """A connection to a server.
-
-    *timeout* is in seconds, for all addresses of the host together; a look-up has no limit.
-    """
+    """A connection to a server.  It never blocks; *timeout* is for open(), then for each reply."""
 
     def __init__(
-        self, host: str, port: int, timeout: float, ssl_context: Any = None, family: int = 0
+        self, host: str, port: int, timeout: float, ssl_context: Any = None,
+        server_hostname: str | None = None, family: int = 0,
     ) -> None:
-        self.host, self.ssl_context, self.family = host, ssl_context, family
+        self.host, self.family = host, family
         self.port, self.timeout = _limit("port", port), _limit("timeout", timeout)
+        self.ssl_context, self.server_hostname = ssl_context, server_hostname
         self.undone = "not resolved"  # the step that is not done yet; empty when all are
         self.times: dict[str, float] = {}  # seconds that each step took
         self.address = ""  # the one that is tried, or used
         self.failed: list[str] = []  # those tried before it, and why they failed
         self.socket: Any = None  # until there is an address to try
-        self.tls: Any = None  # an ssl.SSLObject between the socket and us
-        self.more = False  # may TLS have more for us than the socket, which has given it all?
         self.unsent = memoryview(b"")  # what the socket has not taken yet
-        self.broken = ""  # how, if it is
+        self._to_send = 0  # what to wait for before it can take more
+        self.unsendable = ""  # why it never will, if so
+        self.ended = ""  # how the connection has ended, if it has
+        self.lines = self.bytes = 0  # that have been answered
+        self.last = b""  # the whole lines that came last, as many as came at once
 
     def open(self) -> None:
-        """Connect; raise an OSError that says which step failed."""
-        self._step_began = time.perf_counter()
+        """Look up the host, connect, shake hands; raise an OSError that says which has failed."""
+        deadline, self._began = time.monotonic() + self.timeout, time.perf_counter()
         try:
-            found = socket.getaddrinfo(self.host, self.port, self.family, socket.SOCK_STREAM)
+            found = self._look_up(deadline)
             if found[0][4][0] != self.host:  # else there was nothing to look up
                 self._done("lookup")
             self.undone = "not connected"
-            deadline = time.monotonic() + self.timeout
             self._connect(found, deadline)
             self._done("connect")
             if self.ssl_context:
                 self.undone = "no TLS handshake"
                 self._shake_hands(deadline)
                 self._done("tls")
-            self.undone = ""
-        except OSError as error:
-            if isinstance(error, TimeoutError) and not error.errno:  # we waited no longer
-                raise TimeoutError(f"{self.undone}: {error}") from None
-            error.strerror = f"{self.undone}: {_in_words(error)}"
-            raise
-        except ValueError as error:  # no host can have this name
-            raise OSError(f"{self.undone}: {error}") from error
-        self.socket.setblocking(False)
+        except (OSError, ValueError, RuntimeError) as error:  # no such name can be, or no thread
+            why = f"{self.undone}: {_in_words(error)}"
+            if isinstance(error, OSError) and error.errno:
+                error.strerror = why
+                raise
+            raise (TimeoutError if isinstance(error, TimeoutError) else OSError)(why) from error
+        self.undone = ""
 
     def _done(self, step: str) -> None:
         now = time.perf_counter()
-        self.times[step], self._step_began = now - self._step_began, now
+        self.times[step], self._began = now - self._began, now
+
+    def _look_up(self, deadline: float) -> list[Any]:
+        arguments = self.host, self.port, self.family, socket.SOCK_STREAM
+        with contextlib.suppress(socket.gaierror):  # it is a name
+            return socket.getaddrinfo(*arguments, flags=socket.AI_NUMERICHOST)
+        found: list[Any] = []
+        failure: OSError = TimeoutError(f"no answer within {self.timeout:g} s")
+
+        def look_up() -> None:
+            nonlocal failure
+            try:
+                found.extend(socket.getaddrinfo(*arguments))
+            except OSError as error:
+                failure = error
+
+        # That heeds neither a time limit nor Ctrl-C, so it may have to be left to itself.
+        thread = threading.Thread(target=look_up, daemon=True)
+        thread.start()
+        _join(thread, deadline)
+        if not found:
+            raise failure
+        return found
 
     def _connect(self, found: list[Any], deadline: float) -> None:
         """Try the addresses in turn, each for an even share of the time that is left."""
         for number, (family, kind, protocol, _, address) in enumerate(found):
-            seconds = max(0.001, (deadline - time.monotonic()) / (len(found) - number))
-            self.address = _address(address)
+            seconds = (deadline - time.monotonic()) / (len(found) - number)
+            self.address, self._began = _address(address), time.perf_counter()
             try:
                 self.socket = socket.socket(family, kind, protocol)
-                # Else the first line would wait for what acknowledges the handshake of TLS.
-                self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self.socket.settimeout(seconds)
-                self.socket.connect(address)
+                self._connect_to(address, seconds)
                 return
             except OSError as error:
                 failure = error
             self.close()
-            why = failure.strerror or f"no answer within {round(seconds, 3):g} s"
-            lacking = "this end lacks something: " if failure.errno in _LACKING_HERE else ""
             named = "" if address[0] == self.host else f"{self.address}: "
-            self.failed.append(f"{named}{lacking}{why}")
+            lacking = "this end lacks something: " * (failure.errno in _LACKING_HERE)
+            self.failed.append(f"{named}{lacking}{_in_words(failure)}")
         failure.strerror = "; ".join(self.failed)
-        raise failure if failure.errno else TimeoutError(failure.strerror)
+        raise failure
+
+    def _connect_to(self, address: Any, seconds: float) -> None:
+        _set_options(self.socket)
+        self.socket.setblocking(False)
+        code = self.socket.connect_ex(address)
+        if code in (errno.EINPROGRESS, errno.EWOULDBLOCK):
+            if not _ready({self.socket: _WRITE}, max(0, seconds)):
+                raise TimeoutError(f"no answer within {round(seconds, 2):g} s")
+            code = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, os.strerror(code))
 
     def _shake_hands(self, deadline: float) -> None:
-        import ssl
-
-        # TLS has the socket's bytes from us, and gives us those to send.  With a socket of its own
-        # it could not end our side without a look for the other's end, in which a reply gets lost.
-        self._received, self._to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = self.ssl_context.wrap_bio(
-            self._received, self._to_send, server_hostname=self.host
+        name = self.server_hostname or self.host.partition("%")[0].rstrip(".")
+        self.socket = self.ssl_context.wrap_socket(
+            self.socket, server_hostname=name, do_handshake_on_connect=False
         )
-        self.more = True  # the server may say something with the end of the handshake
         while True:
-            if (left := deadline - time.monotonic()) <= 0:
-                raise TimeoutError(f"no answer within {self.timeout:g} s")
-            self.socket.settimeout(left)
             try:
-                self.tls.do_handshake()
+                self.socket.do_handshake()
                 return
-            except ssl.SSLWantReadError:
-                pass
-            finally:  # an alert may have to be sent, too
-                with contextlib.suppress(OSError):  # the next receive tells more
-                    self.socket.sendall(self._to_send.read())
-            try:
-                data = self.socket.recv(_BLOCK)
-            except socket.timeout:
-                continue
-            if not data:
-                raise ConnectionAbortedError(errno.ECONNABORTED, "the connection ended")
-            self._received.write(data)
-
-    def give(self, data: bytes) -> None:
-        """Take what is to be sent, when nothing is unsent, and send as much as goes now."""
-        self.unsent = memoryview(data)
-        if self.tls:
-            self._try(self.tls.write, data, 0)
-            self.unsent = memoryview(self._to_send.read())
-        self.send()
+            except OSError as error:
+                if not (event := _awaited(error, _READ)):
+                    raise
+            if not _ready({self.socket: event}, max(0, deadline - time.monotonic())):
+                raise TimeoutError(f"no answer within {self.timeout:g} s")
 
     def send(self) -> None:
         """Send of what is unsent as much as goes now."""
-        # If the connection is broken, receive() tells, after what the server has said before.
-        count = self._try(self.socket.send, self.unsent, len(self.unsent))
-        self.unsent = self.unsent[count or 0 :]
-
-    def receive(self) -> bytes | None:
-        """Return what has come, b"" at the end, or None if nothing has."""
-        data: bytes | None = self._try(self.socket.recv, _BLOCK, b"")
-        return self._decrypt(data) if self.tls else data
-
-    def _decrypt(self, data: bytes | None) -> bytes | None:
-        import ssl
-
-        self._received.write(data or b"")
-        text = b""
+        self._to_send = 0
         try:
-            while some := self.tls.read(_BLOCK):
-                text += some
-            data = b""  # TLS has ended
-        except ssl.SSLWantReadError:
-            data = None if data else data  # b"" is the end of the connection
-        except ssl.SSLError as error:
-            # TLS has ended on both sides; or an error before this one has been told already.
-            told = ssl.SSLZeroReturnError, ssl.SSLEOFError, ssl.SSLSyscallError
-            if not isinstance(error, told):
-                self._break(error)
-            data = b""
-        self.more = bool(text)  # then the end may stand behind it
-        return text or data
-
-    def _try(self, call: Callable[[Any], Any], argument: Any, if_broken: Any) -> Any:
-        try:
-            return call(argument)
-        except BlockingIOError:
-            return None
+            while self.unsent and not (self.unsendable or self.ended):
+                # By blocks, as TLS does not tell how much of one has gone.
+                self.unsent = self.unsent[self.socket.send(self.unsent[:_BLOCK]) :]
         except OSError as error:
-            self._break(error)
-            return if_broken
+            self._to_send = _awaited(error, _WRITE)
+            if not self._to_send:
+                self.unsendable = _how_it_ended(error)
 
-    def _break(self, error: OSError) -> None:
-        reset = isinstance(error, ConnectionError)
-        how = "was reset" if reset else f"broke: {_in_words(error)}"
-        self.broken = f"the connection {how}"
-
-    def end(self) -> None:
-        """End our side."""
-        if not self.tls:
-            _shut(self.socket, socket.SHUT_WR)
-            return
-        with contextlib.suppress(OSError):  # that the other side has not ended
-            self.tls.unwrap()
-        self.unsent = memoryview(self._to_send.read())
+    def receive(self, until: float) -> bytes:
+        """Return what has come.  If nothing has, wait until something does, or more can be sent."""
+        data = b""
+        try:
+            while not self.ended and len(data) < _BLOCK:
+                some = self.socket.recv(_BLOCK)
+                data += some
+                if not some:  # to fail to send may have been the only sign of a reset
+                    self.ended = self.unsendable or "the connection ended"
+                if not self.ssl_context:  # of which only 16 KiB come at a time
+                    break
+        except OSError as error:
+            if not (to_receive := _awaited(error, _READ)):
+                self.ended = _how_it_ended(error)
+            elif not data and (left := until - time.monotonic()) > 0:
+                _ready({self.socket: to_receive | self._to_send}, left)
         self.send()
+        return data
+
+    def acknowledged(self, size: int) -> str:
+        """Say how much of *size* bytes has reached the other end's system, if ours tells."""
+        if (left := _unacknowledged(self.socket)) is None:
+            return ""
+        left += len(self.unsent)
+        share = "all" if not left else "some of" if left < size else "none of"
+        return f"; {share} {_quantity(size, 'byte')} acknowledged"
 
     def close(self) -> None:
-        if self.tls and not self.unsent:
-            self.end()
+        if self.ssl_context and not self.undone:
+            _say_farewell(self.socket, 0)
         if self.socket:
             self.socket.close()
 
 
-class _Owed:
-    """What goes there and what comes back, counted.
+def _how_it_ended(error: OSError) -> str:
+    why = "the connection was reset" if isinstance(error, ConnectionError) else _in_words(error)
+    return why if why.startswith("the connection") else f"the connection broke: {why}"
 
-    For a single *line* one line has to come, of any length.  Without it any lines can be added,
-    and just as many bytes have to come.
+
+def _exchange(connection: _Connection, lines: bytes, write: _Write, compare: bool = False) -> None:
+    """Send whole *lines*, and *write* the lines that come, each in time, until they are as many.
+
+    To *compare* them with the reverse of *lines* ends it at the first byte that differs.
     """
-
-    def __init__(self, line: bytes = b"") -> None:
-        self.line = line
-        self._there, self._last_sent = _Lines(sys.maxsize), b""
-        self.sent = 0  # bytes
-        self.owed_lines = self.owed_bytes = 0  # of that what has to be answered: not half a line
-        self.ended = False  # has the other side ended?
-        self.replies = bytearray()  # that are due, where they are known: see _Compared
-        # What has come: lines, bytes, bytes that can be right, and the last line, whole or not
-        self.lines = self.came = self.right = 0
-        self.last = bytearray()
-        self.add(line)
-
-    def add(self, data: bytes) -> bool:
-        """Take what is going to be sent, b"" at its end; tell if that leaves a line unfinished."""
-        self.sent += len(data)
-        self._expect(self._there.add(data) if data else self._there.last())
-        return bool(self._there.unfinished)
-
-    def _expect(self, lines: bytes) -> None:
-        self.owed_lines += lines.count(b"\n")
-        self.owed_bytes += len(lines)
-        self._last_sent = lines[lines.rfind(b"\n", 0, -1) + 1 :] or self._last_sent
-
-    def due(self) -> bool:
-        """Tell whether more has to come: a reply, or the rest of what may be an error."""
-        if self.line:
-            return not self.lines
-        if (self.lines, self.came) != (self.owed_lines, self.owed_bytes):
-            return True
-        # An error can be as long as the reply, or begin like one that has no ending.
-        like_error = self.last.startswith(b"error: ") if self.ended else self._like_error()
-        return like_error and self.last != reverse_lines(self._last_sent)
-
-    def take(self, data: bytes) -> None:
-        """Take what has come; raise a ReplyError at the first byte that cannot be right."""
-        if self.right == self.came:
-            self.right += self._match(data)
-        wrong = self.came + len(data) - self.right
-        if wrong:  # let the line in which that begins be the last
-            data = data[: data.find(b"\n", max(len(data) - wrong, 0)) + 1 or len(data)]
-        begin = data.rfind(b"\n", 0, -1) + 1
-        if begin or not self.unfinished():
-            self.last.clear()
-        self.last += data[begin:]
-        self.lines += data.count(b"\n")
-        self.came += len(data)
-        if wrong and not (self.unfinished() and self._like_error()):
-            raise self.error(self._describe(), _WrongReplyError)
-
-    def _match(self, data: bytes) -> int:
-        """Return how many bytes of *data* can be right."""
-        most = max(len(self.line), _LARGE) if self.line else self.owed_bytes
-        return min(len(data), most - self.came)
-
-    def unfinished(self) -> bool:
-        """Tell whether the last line that came has no ending yet."""
-        return not self.last.endswith(b"\n") and self.came > 0
-
-    def _like_error(self) -> bool:
-        """Tell whether the last line that came begins like an error of the server."""
-        return len(self.last) < _BLOCK and b"error: ".startswith(self.last[:7])
-
-    def _describe(self) -> str:
-        """Say what is wrong, from some bytes before it so that one can recognize it."""
-        at = len(self.last) - (self.came - self.right)
-        line = "" if self.line else f", line {self.lines + self.unfinished()}"
-        place = f"at byte {self.right + 1}{line}: {_quote(self.last, at)} came"
-        if not self.replies:
-            return f"more than the reply {place}"
-        due = bytes(self.last[:at] + self.replies[: self.replies.find(b"\n") + 1 or None])
-        # Is what came, reversed, all of the reply or its end?  40 bytes would not be so by chance.
-        came, reply = bytes(self.last).rstrip(b"\r\n"), due.rstrip(b"\r\n")
-        mirrored = reverse_lines(came)
-        echo = reply.endswith(mirrored) and len(mirrored) >= min(len(reply), 40)
-        kind = "an echo" if echo and mirrored != came else "not the reverse"
-        return f"{kind} {place}, {_quote(due, at)} should have come"
-
-    def error(self, what: str, kind: type[OSError] = ReplyError) -> OSError:
-        """Return an error that says *what* is wrong; or the server's own, if it has sent one."""
-        lines, came = self.lines, self.came
-        if self.last.startswith(b"error: "):
-            what = _printable(self.last[:200].partition(b"\n")[0].decode("utf-8", "replace"))
-            kind, came = ReplyError, came - len(self.last)
-            lines -= not self.unfinished()
-        if kind is _WrongReplyError or (kind is TimeoutError and self.line and not came):
-            return kind(what)  # which says it all
-        if not self.line:
-            return kind(f"{what}; lines answered: {lines}, bytes answered: {came}")
-        only = f", only {_quote(self.last)} came" if came else ""
-        return kind(f"{what}; bytes left unanswered: {max(len(self.line) - came, 1)}{only}")
+    if unasked := connection.receive(until=0):
+        raise _unasked(unasked)
+    connection.unsent = memoryview(lines)
+    connection.send()
+    due = reverse_lines(lines) if compare else b""  # while the server does the same
+    owed, done, right = lines.count(b"\n"), 0, True  # lines; bytes that came; does none differ?
+    replies, error = _Lines(sys.maxsize), None
+    late_at = time.monotonic() + connection.timeout
+    while owed or connection.unsent:
+        data = connection.receive(late_at)
+        right = right and (not compare or due.startswith(data, done + len(replies.unfinished)))
+        whole, begun = replies.add(data), replies.unfinished
+        if not right:
+            whole, begun, error = _compare(connection, whole + begun, due[done:], lines[done:])
+        if whole:
+            write(whole)
+            count = whole.count(b"\n")
+            connection.last, owed, done = whole, owed - count, done + len(whole)
+            connection.lines += count
+            connection.bytes += len(whole)
+            late_at = time.monotonic() + connection.timeout
+        elif (connection.ended and not data) or time.monotonic() >= late_at:
+            raise _missing(connection, bytes(begun), owed, len(lines))
+        elif len(begun) > max(len(lines), _LONGEST):
+            raise ReplyError(f"a reply without end: {_quote(begun)} came")
+        if owed < bool(begun):
+            raise _unasked(bytes(begun) or whole[-60:])
+        if error:
+            raise error
 
 
-class _Compared(_Owed):
-    """The same where each reply has to be the reverse of its line, byte by byte."""
+def _compare(
+    connection: _Connection, text: bytes, due: bytes, lines: bytes
+) -> tuple[bytes, bytearray, ReplyError | None]:
+    """Return the lines of *text* that are *due*, what follows, and its error if that is certain."""
+    pairs = enumerate(zip(text, due))
+    at = next((at for at, (came, right) in pairs if came != right), min(len(text), len(due)))
+    begin = text.rfind(b"\n", 0, at) + 1
+    came, reply, line = (it[begin : it.find(b"\n", begin) + 1 or None] for it in (text, due, lines))
+    error: ReplyError | None = None
+    if came.startswith(b"error: "):
+        error = _unasked(came) if came.endswith(b"\n") else None
+    elif came.endswith(b"\n") or not b"error: ".startswith(came):
+        echo = line.startswith(came) and len(came) >= min(len(line), 20)
+        wrong = f"{'an echo' if echo else 'not the reverse'} at byte {connection.bytes + at + 1}"
+        if connection.lines or line != lines:
+            wrong += ", line " + str(connection.lines + text.count(b"\n", 0, at) + 1)
+        at -= begin
+        wrong += f": {_quote(came, at)} came, {_quote(reply, at)} should have come"
+        error = _WrongReplyError(wrong)
+    return text[:begin], bytearray(text[begin:]), error
 
-    def _expect(self, lines: bytes) -> None:
-        super()._expect(lines)
-        self.replies += reverse_lines(lines)
 
-    def _match(self, data: bytes) -> int:
-        due, right = self.replies[: len(data)], len(data)
-        if data != due:
-            same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(data, due))
-            right = sum(1 for _ in same)
-        del self.replies[:right]
-        return right
+def _missing(connection: _Connection, begun: bytes, owed: int, size: int) -> OSError:
+    """Return an error that says why no more came after what has *begun*.
+
+    It is the server's own, if one was among the last lines before the connection ended.
+    """
+    text = connection.last + begun
+    at = (b"\n" + text).rfind(b"\nerror: ")
+    if at >= 0 and (connection.ended or not owed):
+        connection.lines -= connection.last.count(b"\n", at)  # an error is no answer
+        connection.bytes -= len(connection.last[at:])
+        return _unasked(text[at:])
+    only = f"; only {_quote(begun)} came" if begun else ""
+    if connection.ended:
+        return ReplyError(connection.ended + only)
+    what = "no end of the reply" if begun else "no reply" if owed else "not all was sent"
+    within = f"within {connection.timeout:g} s{connection.acknowledged(size)}"
+    return TimeoutError(f"{what} {within}{only}")
+
+
+def _unasked(data: bytes) -> ReplyError:
+    """Return an error for what came and is no reply: the server's own, if it begins like one."""
+    if not data.startswith(b"error: "):
+        return _WrongReplyError(f"more came than was asked for: {_quote(data)}")
+    words = data[:200].partition(b"\n")[0].rstrip(b"\r").decode("utf-8", "replace")
+    return ReplyError(_printable(words))
 
 
 def _quote(data: bytes | bytearray, at: int = 0) -> str:
     """Return what stands there in *data*, and some bytes before it, as one can show them."""
     shown = bytes(data[max(at - 8, 0) :])
     return repr(shown[:60])[1:] + "..." * (len(shown) > 60)
-
-
-def _no_reply(connection: _Connection, owed: _Owed, within: str = "") -> str:
-    """Say so, and how much of the lines has reached the other end's system, if ours tells."""
-    text = f"no {'end of the ' if owed.unfinished() else ''}reply{within}"
-    left = _unacknowledged(connection.socket)
-    if left is None:
-        return text
-    left += len(connection.unsent)
-    size = len(owed.line) or owed.sent - owed.came
-    share = "all" if not left else "some of" if left < size else "none of"
-    what = _quantity(size, "byte") if owed.line else "the unanswered bytes"
-    return f"{text}; {share} {what} acknowledged"
-
-
-class _Feed:
-    """What *source* has, read on a thread of its own.
-
-    So one can wait for it and for the server at the same time, whatever kind of file it is.
-    """
-
-    def __init__(self, source: BinaryIO) -> None:
-        # Not to wait for a full block, where possible:
-        self._read = source.read1 if hasattr(source, "read1") else source.read
-        self._failure: BaseException | None = None
-        self._far_end, self.socket = socket.socketpair()
-        self._far_end.settimeout(None)  # whatever socket.setdefaulttimeout() says
-        threading.Thread(target=self._copy, daemon=True).start()  # a read may never end
-
-    def _copy(self) -> None:
-        with self._far_end:
-            try:
-                while data := self._read(_BLOCK):
-                    self._far_end.sendall(data)
-                if data is None:
-                    self._failure = BlockingIOError(errno.EAGAIN, "the source has no input now")
-            except BaseException as error:
-                self._failure = error
-
-    def receive(self) -> bytes:
-        """Return what was read, b"" at the end; raise what the source has raised instead."""
-        data = self.socket.recv(_BLOCK)
-        if not data and self._failure:
-            raise self._failure
-        return data
-
-    def close(self) -> None:
-        self.socket.close()
-
-
-def _exchange(
-    connection: _Connection,
-    owed: _Owed,
-    write: Callable[[bytes], Any],
-    feed: _Feed | None = None,
-) -> None:
-    """Send the one line, or what *feed* has, and *write* what comes, until nothing is owed.
-
-    The time limit is for the whole reply to the one line; else for each wait for more.
-    """
-    if owed.line:
-        connection.give(owed.line)
-    late_at = time.monotonic() + connection.timeout
-    while (due := owed.due()) or feed:
-        wanted: dict[Any, int] = {connection.socket: _READ | _WRITE * bool(connection.unsent)}
-        if feed and not connection.unsent and owed.owed_bytes - owed.came < _LARGE:
-            wanted[feed.socket] = _READ
-        # While nothing is expected of the server, the feed may take its time.
-        left = max(0, late_at - time.monotonic()) if due or connection.unsent else None
-        ready = _ready(wanted, 0 if connection.more else left)
-        in_vain = not (ready or connection.more)
-        if feed and feed.socket in ready:
-            feed = feed if _pass_on(feed, connection, owed) else None
-        elif connection.unsent:
-            connection.send()
-        readable = connection.more or ready.get(connection.socket, 0) & _READ
-        came = connection.receive() if readable else None
-        owed.ended = came == b""
-        if came:
-            write(came)
-            owed.take(came)
-        elif owed.ended and (owed.due() or feed):
-            ended = "the connection ended" + " before the input did" * (not owed.due())
-            raise owed.error(connection.broken or ended)
-        if in_vain or (left == 0 and (not came or (owed.line and owed.due()))):
-            within = f" within {connection.timeout:g} s"
-            raise owed.error(_no_reply(connection, owed, within), TimeoutError)
-        if not owed.line and (came or not due):
-            late_at = time.monotonic() + connection.timeout
-
-
-def _pass_on(feed: _Feed, connection: _Connection, owed: _Owed) -> bool:
-    """Pass on what *feed* has; tell whether it had not ended."""
-    data = feed.receive()
-    unfinished = owed.add(data)
-    if data:
-        connection.give(data)
-    elif unfinished:  # else not: many relays take the end of one side for the end of both
-        connection.end()
-    return bool(data)
-
-
-def _write(sink: BinaryIO, data: bytes) -> None:
-    """Write all of *data*: a raw file may take a part of it."""
-    while data:
-        count = sink.write(data)
-        if count is None and isinstance(sink, io.RawIOBase):
-            raise BlockingIOError(errno.EAGAIN, "the sink takes no output now")
-        data = b"" if count is None else data[count:]
-    sink.flush()
 
 
 def _line_of(text: str) -> bytes:
@@ -1503,67 +1360,51 @@ def _line_of(text: str) -> bytes:
     return line
 
 
-def _talk(
-    connection: _Connection,
-    owed: _Owed,
-    write: Callable[[bytes], Any],
-    source: BinaryIO | None = None,
-) -> None:
-    """Open the connection, exchange what is owed, and close it."""
-    with contextlib.closing(connection):
-        connection.open()
-        feeding = contextlib.nullcontext() if source is None else contextlib.closing(_Feed(source))
-        with feeding as feed:
-            _exchange(connection, owed, write, feed)
-
-
 def _ask(connection: _Connection, text: str, compare: bool = False) -> str:
-    """Send *text* as a line over a connection, opened and closed here; return the reply."""
-    line, reply = _line_of(text), bytearray()
-    owed = _Compared(line) if compare else _Owed(line)
-    _talk(connection, owed, reply.extend)
-    if reply.find(b"\n") + 1 < len(reply):
-        raise ReplyError(f"more than one line came: {_quote(reply)}")
+    """Send *text* as a line over an open connection, and return the reply."""
+    line, replies = _line_of(text), [b""]
+    _exchange(connection, line, replies.append, compare)
+    reply = b"".join(replies)
     if reply.startswith(b"error: ") and reply != reverse_lines(line):
-        raise owed.error("")
+        raise _unasked(reply)
     return reply[:-1].decode("utf-8", "surrogateescape")
 
 
 def request(
     text: str, host: str = HOST, port: int = PORT, timeout: float = 10.0,
-    *, ssl_context: ssl.SSLContext | None = None,
+    *, ssl_context: ssl.SSLContext | None = None, server_hostname: str | None = None,
 ) -> str:
-    """Send *text* as one line and return the reply to it, through TLS if there is a context.
+    """Send *text* as one line and return the reply to it.
 
-    *timeout* is in seconds, for connecting and then for the whole reply.
+    *timeout* is in seconds, for connecting, look-up included, and then for the whole reply.  With
+    *ssl_context* it uses TLS, and the certificate has to be for *server_hostname* or else *host*.
 
-    Raises ValueError if *text* holds a line ending; ReplyError if the reply is an error, missing,
-    more than one line (where they come at once), or one of more than 64 MiB that is also longer
-    than *text*; and OSError if the connection fails or takes too long.
+    Raises ValueError if *text* holds a line ending; ReplyError if the reply is missing, an error
+    (begins with ``error: `` and is not the reverse), more than one line, or longer than both *text*
+    and 64 MiB; and OSError if the connection fails or takes too long.
 
     >>> with running_server() as server:
     ...     request("raw", *server.server_address[:2])
     'war'
     """
-    return _ask(_Connection(host, port, timeout, ssl_context), text)
+    connection = _Connection(host, port, timeout, ssl_context, server_hostname)
+    with contextlib.closing(connection):
+        connection.open()
+        return _ask(connection, text)
 
 
 def stream(
     source: BinaryIO, sink: BinaryIO, host: str = HOST, port: int = PORT, timeout: float = 10.0,
-    *, ssl_context: ssl.SSLContext | None = None,
+    *, ssl_context: ssl.SSLContext | None = None, server_hostname: str | None = None,
 ) -> int:
-    r"""Send all of *source* and write the replies to *sink*, both at the same time.
+    r"""Send the lines of *source*, write the replies to *sink*, return how many bytes these have.
 
-    Both are binary files that block.  TLS is used if there is a context.  Returns how many bytes
-    went there and came back.  *timeout* is in seconds, for connecting and for each wait for a reply
-    that is owed; *source* may take its time.
+    Both are binary files that block; *source* may take its time.  A last line without an ending is
+    lent one, which its reply loses again.  The other arguments are those of request().
 
-    *source* is read on a thread of its own, which may be waiting for input still when all else has
-    failed.  So pass ``open(0, "rb", 0, closefd=False)`` for standard input: Python aborts a program
-    that ends during a read of ``sys.stdin.buffer``.
-
-    Raises ReplyError if the server does not answer every byte, OSError if the connection fails or
-    takes too long, and whatever *source* and *sink* raise.
+    Raises ReplyError if the server does not answer each line by one line; OSError if the connection
+    fails or takes too long, or a line is longer than 64 MiB; and what *source* and *sink* raise.
+    Every OSError tells how much was answered before.
 
     >>> with running_server() as server:
     ...     sink = io.BytesIO()
@@ -1572,10 +1413,62 @@ def stream(
     10
     b'evil\nrats\n'
     """
-    owed = _Owed()
-    write = functools.partial(_write, sink)
-    _talk(_Connection(host, port, timeout, ssl_context), owed, write, source)
-    return owed.came
+    # Not to wait for a full block, where possible:
+    read = source.read1 if hasattr(source, "read1") else source.read
+    connection = _Connection(host, port, timeout, ssl_context, server_hostname)
+    return _pass_through(connection, read, functools.partial(_write, sink))
+
+
+def _pass_through(
+    connection: _Connection, read: Callable[[int], Any], write: _Write, compare: bool = False
+) -> int:
+    """Send what there is to *read*, as it comes, and *write* the replies; return their length."""
+    lines, ended = b"", True
+    with contextlib.closing(connection):
+        connection.open()
+        try:
+            for lines, ended in _whole_lines(read):
+                shown = write if ended else lambda reply: write(reply[:-1])
+                _exchange(connection, lines, shown, compare)
+            reply, line = (it[:-1].rpartition(b"\n")[2] for it in (connection.last, lines))
+            if reply.startswith(b"error: ") and reply != reverse_lines(line):
+                late_at = time.monotonic() + 1  # by then it is an answer, as nothing has ended
+                while not connection.ended and time.monotonic() < late_at:
+                    connection.receive(late_at)
+                if connection.ended:
+                    raise _missing(connection, b"", 0, 0)
+        except OSError as error:
+            counts = f"; lines answered: {connection.lines}, bytes answered: {connection.bytes}"
+            if error.strerror:
+                error.strerror += counts
+            else:
+                error.args = (f"{error}{counts}",)
+            raise
+    return connection.bytes - (not ended)
+
+
+def _whole_lines(read: Callable[[int], Any]) -> Iterator[tuple[bytes, bool]]:
+    """Yield what there is to *read*, in whole lines; tell if the last of them had its ending."""
+    lines = _Lines(sys.maxsize)
+    while data := read(_MUCH):
+        if whole := lines.add(data):
+            yield whole, True
+        elif len(lines.unfinished) > _LONGEST:
+            raise OSError(f"a line is longer than {_LONGEST} bytes")
+    if data is None:
+        raise BlockingIOError(errno.EAGAIN, "the input does not block, and has none now")
+    if lines.unfinished:
+        yield bytes(lines.unfinished) + b"\n", False
+
+
+def _write(sink: BinaryIO, data: bytes) -> None:
+    """Write all of *data*: a raw file may take a part of it."""
+    while data:
+        count = sink.write(data)
+        if count is None and isinstance(sink, io.RawIOBase):
+            raise BlockingIOError(errno.EAGAIN, "the sink takes no output now")
+        data = b"" if count is None else data[count:]
+    sink.flush()
 
 
 # ---- The command line ----------------------------------------------------------------------------
@@ -1594,12 +1487,13 @@ def main(argv: list[str] | None = None) -> int:
     if unknown:  # argparse itself would show how to use revecho, not the command
         args.error(f"unrecognized arguments: {' '.join(unknown)}")
     serves, files = args.run is _run_server, (args.tls_cert, args.tls_key, args.tls_ca)
+    if not serves:
+        _set_target(args)
     for option, needs_it in ("--tls-key", args.tls_key), ("--tls-ca", serves and args.tls_ca):
         if needs_it and not args.tls_cert:
             args.error(f"{option} needs a --tls-cert")
     try:
-        _require(sys.stdout, "standard output")
-        if args.tls or any(files):
+        if args.tls or args.tls_name or any(files):
             args.ssl_context = _tls_context(serves, *files)
         return int(args.run(args))
     except KeyboardInterrupt:
@@ -1611,17 +1505,10 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
-def _require(file: Any, name: str) -> None:
-    if file is None:
-        raise OSError(f"{name} is closed")
-
-
 def _complain(args: argparse.Namespace, error: Exception) -> None:
-    address = _address((args.host, args.port))
-    try:
+    with contextlib.suppress(OSError):
+        address = _address((args.host, args.port))
         print(f"revecho: {address}: {_reason(error)}", file=sys.stderr, flush=True)
-    except OSError:
-        _forget(sys.stderr)
 
 
 def _reason(error: Exception) -> str:
@@ -1639,9 +1526,13 @@ def _parser() -> argparse.ArgumentParser:
     client = commands.add_parser("client", help="send lines, print the replies")
     ping = commands.add_parser("ping", help="see whether lines come back reversed, and how fast")
     for command, run in (server, _run_server), (client, _run_client), (ping, _run_ping):
-        command.set_defaults(run=run, error=command.error, tls=False, ssl_context=None)
-        command.add_argument("--host", type=_host, default=HOST,
-                             help="address or name (default: %(default)s)")
+        command.set_defaults(run=run, error=command.error, tls=False, tls_name=None)
+        command.set_defaults(ssl_context=None, target=None)
+    server.add_argument("--host", type=_host, default=HOST,
+                        help="address or name (default: %(default)s)")
+    for command in client, ping:
+        command.add_argument("--host", type=_target, metavar="HOST[:PORT]",
+                             help=f"address or name (default: {HOST})")
     timeout = float, _BOUNDS["timeout"], 10.0, "SECONDS"
     for command, names, kind, bounds, default, unit, what in (
         (server, "--port", int, (0, 65535), PORT, "PORT", "0: any free one"),
@@ -1652,9 +1543,9 @@ def _parser() -> argparse.ArgumentParser:
          "time with no line answered; 0: for ever"),
         (server, "--grace", float, _BOUNDS["grace"], GRACE, "SECONDS",
          "time to finish in when stopped"),
-        (client, "--port", int, _BOUNDS["port"], PORT, "PORT", ""),
-        (client, "-W --timeout", *timeout, "for connecting, and for each wait for a reply"),
-        (ping, "--port", int, _BOUNDS["port"], PORT, "PORT", ""),
+        (client, "--port", int, _BOUNDS["port"], None, "PORT", f"(default: {PORT})"),
+        (client, "-W --timeout", *timeout, "for connecting, and for each reply"),
+        (ping, "--port", int, _BOUNDS["port"], None, "PORT", f"(default: {PORT})"),
         (ping, "-W --timeout", *timeout, "for connecting, and for each reply"),
         (ping, "-c --count", int, (1, 10**9), None, "N", "lines to send; without it until Ctrl-C"),
         (ping, "-i --interval", float, (0, _LONGEST_WAIT), 1.0, "SECONDS", "from line to line"),
@@ -1683,7 +1574,10 @@ def _parser() -> argparse.ArgumentParser:
             ("--tls-key", "its key, if not in the same file"),
             ("--tls-ca", "authority of the other's certificate"),
         ):
-            option(name, type=_file, metavar="FILE", help=what)
+            option(name, type=_not_empty, metavar="FILE", help=what)
+        if command is not server:
+            option("--tls-name", type=_not_empty, metavar="NAME",
+                   help="whom the other's certificate has to name, if not the host")
     for command in client, ping:
         versions = command.add_mutually_exclusive_group()
         for version, family in ("4", socket.AF_INET), ("6", socket.AF_INET6):
@@ -1697,15 +1591,30 @@ def _parser() -> argparse.ArgumentParser:
     option = ping.add_argument
     option("-q", "--quiet", action="store_true", help="print nothing but the summary")
     option("--keep", action="store_true", help="send all lines over one connection")
-    option("target", metavar="HOST[:PORT]", nargs="?", type=_target, help="as --host and --port")
+    option("target", metavar="HOST[:PORT]", nargs="?", type=_target, help="as --host")
     return parser
 
 
 def _target(text: str) -> tuple[str, Any]:
     """Return the host and, if there is one, the port of HOST[:PORT]."""
-    if not (found := re.fullmatch(r"(\[.*\]|[^:]+):([^:]*)", text)):
-        return text.strip("[]"), None
-    return found[1].strip("[]"), _number(int, *_BOUNDS["port"])(found[2])
+    if "/" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is a URL or a path; HOST[:PORT] is wanted")
+    found = re.fullmatch(r"(\[.*\]|[^:]*)(?::([^:]*))?", text)
+    host, port = found.groups() if found else (text, None)  # an IPv6 address
+    if not (host := host.strip("[]")):
+        raise argparse.ArgumentTypeError(f"{text!r} has no host in it")
+    return host, None if port is None else _number(int, *_BOUNDS["port"])(port)
+
+
+def _set_target(args: argparse.Namespace) -> None:
+    """Let one host and one port be what the command line has in up to three places."""
+    given = [target for target in (args.host, args.target) if target]
+    hosts = {host for host, _ in given} or {HOST}
+    ports = {port for port in (args.port, *(port for _, port in given)) if port} or {PORT}
+    for what, values in ("host", hosts), ("port", ports):
+        if len(values) > 1:
+            args.error(f"more than one {what} is given")
+    [args.host], [args.port] = hosts, ports
 
 
 def _host(text: str) -> str:
@@ -1715,10 +1624,10 @@ def _host(text: str) -> str:
     return host
 
 
-def _file(name: str) -> str:
-    if not name:  # of a variable that is not set, say: that shall not mean no TLS
-        raise argparse.ArgumentTypeError("the name of the file is empty")
-    return name
+def _not_empty(text: str) -> str:
+    if not text:  # of a variable that is not set, say: that shall not mean no TLS
+        raise argparse.ArgumentTypeError("it is empty")
+    return text
 
 
 def _number(kind: type[float], least: float, most: float) -> Callable[[str], float]:
@@ -1937,7 +1846,9 @@ def _on_one_processor() -> Iterator[str]:
 
 
 def _connection(args: argparse.Namespace) -> _Connection:
-    return _Connection(args.host, args.port, args.timeout, args.ssl_context, args.family)
+    return _Connection(
+        args.host, args.port, args.timeout, args.ssl_context, args.tls_name, args.family
+    )
 
 
 def _run_client(args: argparse.Namespace) -> int:
@@ -1950,7 +1861,9 @@ def _run_client(args: argparse.Namespace) -> int:
         args.error(f"argument MESSAGE: {text!r}: {error}")
     for file in (sys.stdin, sys.stdout):
         if isinstance(file, io.TextIOWrapper):
-            file.reconfigure(errors="surrogateescape")
+            # Lines are UTF-8 everywhere; only a terminal may be different.
+            encoding = file.encoding if file.isatty() else "utf-8"
+            file.reconfigure(encoding=encoding, errors="surrogateescape")
     if args.message:
         _send_messages(args)
     elif sys.stdin and sys.stdin.isatty() and sys.stdout.isatty():
@@ -1967,51 +1880,61 @@ def _send_messages(args: argparse.Namespace) -> None:
             break
         if answer.strip().lower() in ("y", "yes"):
             for text in args.message:
-                _show(_ask(_connection(args), text, args.check))
+                _show(_ask_once(args, text))
+
+
+def _ask_once(args: argparse.Namespace, text: str) -> str:
+    with contextlib.closing(_connection(args)) as connection:
+        connection.open()
+        return _ask(connection, text, args.check)
 
 
 def _filter(args: argparse.Namespace) -> None:
-    _require(sys.stdin, "standard input")
-    owed = _Compared() if args.check else _Owed()
-    with _Input(0, closefd=False) as source, open(1, "wb", 0, closefd=False) as sink:
+    connection = _connection(args)
+    if sys.platform == "linux":
+        # More can gather in a pipe meanwhile; Python 3.9 has no name for F_SETPIPE_SZ.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(0, 1031, _MUCH)
+    with contextlib.ExitStack() as stack:
+        with _naming("standard input"):
+            source = stack.enter_context(open(0, "rb", 0, closefd=False))
+        with _writing():
+            sink = stack.enter_context(open(1, "wb", 0, closefd=False))
+
+        def read(size: int) -> bytes:
+            with _naming("standard input"):
+                return source.read(size)
 
         def write(data: bytes) -> None:
             with _writing():
                 _write(sink, data)
 
-        with _progress(owed):
-            _talk(_connection(args), owed, write, source)
+        stack.enter_context(_progress(connection))
+        _pass_through(connection, read, write, args.check)
 
 
-class _Input(io.FileIO):
-    """Lets an error of standard input not pass for one of the connection."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        try:
-            data = super().read(size)
-        except OSError as error:
-            error.strerror = f"standard input: {error.strerror}"
-            raise
-        if data is None:
-            raise BlockingIOError(errno.EAGAIN, "standard input has nothing now")
-        return data
+@contextlib.contextmanager
+def _naming(stream: str) -> Iterator[None]:
+    """Let an error of a standard stream not pass for one of the connection."""
+    try:
+        yield
+    except OSError as error:
+        error.strerror = f"{stream}: {error.strerror}"
+        raise
 
 
 @contextlib.contextmanager
 def _writing() -> Iterator[None]:
-    """Let an error of standard output not pass for one of the connection; then print no more."""
+    """Name standard output in its errors; where its reader has gone raise BrokenPipeError."""
     try:
-        yield
+        with _naming("standard output"):
+            yield
     except OSError as error:
-        error.strerror = f"standard output: {error.strerror}"
-        _forget(sys.stdout)
+        with contextlib.suppress(OSError), open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 1)  # at exit Python would try again, and complain
+        if os.name == "nt" and error.errno == errno.EINVAL:  # how Windows says so
+            raise BrokenPipeError(errno.EPIPE, error.strerror) from None
         raise
-
-
-def _forget(file: Any) -> None:
-    """Drop what a standard stream cannot write: at exit Python would try again, and complain."""
-    with contextlib.suppress(OSError, AttributeError), open(os.devnull, "wb") as nothing:
-        os.dup2(nothing.fileno(), file.fileno())
 
 
 def _prompt(args: argparse.Namespace) -> None:
@@ -2021,7 +1944,7 @@ def _prompt(args: argparse.Namespace) -> None:
         connection.open()  # if nobody listens, say so before anything is typed
     for line in _typed("> "):
         try:
-            reply = _ask(_connection(args), line, args.check)
+            reply = _ask_once(args, line)
         except (OSError, ValueError) as error:
             if args.check and isinstance(error, _WrongReplyError):
                 raise
@@ -2036,7 +1959,7 @@ def _show(text: str) -> None:
 
 
 @contextlib.contextmanager
-def _progress(owed: _Owed) -> Iterator[None]:
+def _progress(connection: _Connection) -> Iterator[None]:
     """Show each second how much has come back, and how fast, where that disturbs nobody."""
     done, width = threading.Event(), 40
 
@@ -2044,7 +1967,7 @@ def _progress(owed: _Owed) -> Iterator[None]:
         before, text = 0, ""
         with contextlib.suppress(OSError):
             while not done.wait(1):
-                came = owed.came
+                came = connection.bytes
                 text = f"{came / 1e6:,.1f} MB, {(came - before) / 1e6:,.1f} MB/s"
                 print(f"\r{text:{width}}", end="", file=sys.stderr, flush=True)
                 before = came
@@ -2052,7 +1975,7 @@ def _progress(owed: _Owed) -> Iterator[None]:
 
     thread = threading.Thread(target=show)
     try:
-        if sys.stderr.isatty() and not sys.stdout.isatty() and not sys.stdin.isatty():
+        if sys.stderr and sys.stderr.isatty() and not os.isatty(1) and not os.isatty(0):
             thread.start()
         yield
     finally:
@@ -2064,8 +1987,6 @@ def _progress(owed: _Owed) -> Iterator[None]:
 def _typed(prompt: str) -> Iterator[str]:
     """Yield the lines that a person types, until Ctrl-D."""
     shown_in = sys.stdout if sys.stdout.isatty() else sys.stderr
-    if sys.stdin is None:  # closed
-        sys.stdin = io.StringIO()
     with contextlib.suppress(EOFError):
         while True:
             with contextlib.redirect_stdout(shown_in):
@@ -2081,8 +2002,6 @@ def _typed(prompt: str) -> Iterator[str]:
 
 
 def _run_ping(args: argparse.Namespace) -> int:
-    if args.target:
-        args.host, args.port = args.target[0], args.target[1] or args.port
     probes, due_at = _Probes(args), time.monotonic()
     interrupting = _handling(signal.default_int_handler, signal.SIGTERM)
     with contextlib.suppress(BrokenPipeError), interrupting:  # nobody may read all of the output
@@ -2116,13 +2035,14 @@ class _Probes:
     def send(self) -> None:
         """Send a line, and print what comes of it."""
         args, connection = self.args, self.connection
-        owed, started = _Compared(_random_line(args.size)), time.perf_counter()
+        line, started = _random_line(args.size), time.perf_counter()
+        connection.lines = connection.bytes = 0
         sent_again = 0 if connection.undone else _sent_again(connection.socket)
         try:
             if connection.undone:
                 connection.open()
             asked = time.perf_counter()
-            _exchange(connection, owed, lambda _: None)
+            _exchange(connection, line, lambda _: None, compare=True)
             connection.times["reply"] = time.perf_counter() - asked
         except (OSError, KeyboardInterrupt) as error:
             after = f"after {(time.perf_counter() - started) * 1000:.2f} ms"
@@ -2131,7 +2051,8 @@ class _Probes:
                 outcome = f"failed {after}: {_reason(error)}"
             else:
                 self.waiting += 1
-                outcome = f"waiting {after}: {connection.undone or _no_reply(connection, owed)}"
+                step = connection.undone or f"no reply{connection.acknowledged(len(line))}"
+                outcome = f"waiting {after}: {step}"
         else:
             for name, seconds in connection.times.items():
                 self.times.setdefault(name, []).append(seconds * 1000)

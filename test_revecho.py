@@ -1553,17 +1553,18 @@ class ServerTest(Case):
         in_a_program = self.start(program=("-c", code), stderr=subprocess.DEVNULL)
         for process in (in_a_program, self.start_server("--idle-timeout 0")):
 
-            def switches(process=process):
-                tasks = pathlib.Path(f"/proc/{process.pid}/task").glob("*/status")
-                numbers = (re.search(r"\nvol.*:\s*(\d+)", task.read_text())[1] for task in tasks)
-                return sorted(map(int, numbers))
+            tasks = pathlib.Path(f"/proc/{process.pid}/task")
+
+            def switches(tasks=tasks):
+                texts = [task.read_text() for task in tasks.glob("*/status")]
+                return sorted(int(re.search(r"\nvol.*:\s*(\d+)", text)[1]) for text in texts)
 
             with self.connect(process) as gone, self.connect(process) as idle:
                 self.ask(gone)
                 self.ask(idle)
                 gone.close()
-                threads = len(switches())
-                until(lambda n=threads: len(switches()) < n)  # its worker has waited for a second
+                before = len(os.listdir(tasks))  # its worker waits for a second, and then ends
+                until(lambda tasks=tasks, before=before: len(os.listdir(tasks)) < before)
                 before = switches()
                 time.sleep(0.3)  # to see that nothing happens
                 self.assertEqual(switches(), before)
@@ -2551,7 +2552,7 @@ class TlsServerTest(Tls, HeartCase):
         connection = self.connect(server, b"whole\nhalf")
         self.assertEqual(receive(connection, 6), b"whole\n")
         socket.socket.shutdown(connection, socket.SHUT_WR)
-        self.assertRegex(self.until_logged(" gone ")[-1], "6 bytes sent: .*[Ee][Oo][Ff] ")
+        self.assertRegex(self.until_logged(" gone ")[-1], "6 bytes sent: the connection ended$")
         self.assertEqual(seen, [b"whole\n"])
 
 
@@ -2804,25 +2805,24 @@ def drip(connection):
 
 def bad_paths(server):
     """What to give to other_server(), a timeout in seconds, and how the client calls the path."""
-    left = "bytes left unanswered: "
     return (
         (mirror, LIMIT, r"an echo at byte \d+"),
         (relay(server, there=flip), LIMIT, r"not the reverse at byte \d+"),
         (relay(server, back=flip), LIMIT, "not the reverse at byte 1"),
-        (relay(server, back=lambda it: it + b"x"), LIMIT, r"more than the reply at byte \d+: .+"),
+        (relay(server, back=lambda it: it + b"x"), LIMIT, "more came than was asked for: 'x'"),
         (answer_with(b"00000\n"), LIMIT, r"not the reverse at byte \d+: '00000\\n' came"),
         (answer_with(b"00000"), LIMIT, r"not the reverse at byte \d+: '00000' came"),
         (answer_with(b"\r", stay=True), LIMIT, r"not the reverse at byte 1: '\\r' came"),
         (answer_with(b"\r" * 99, stay=True), LIMIT, r"not the reverse at byte 1: '(\\r)+'"),
         (drip, LIMIT, r"not the reverse at byte 1: '(\\r)+' came"),
-        (relay(server, back=lambda reply: reply[:-2]), LIMIT, f"the connection ended; {left}2"),
+        (relay(server, back=lambda reply: reply[:-2]), LIMIT, "the connection ended; only .+ came"),
         (never_answer, 0.05, r"no reply within 0\.05 s"),
-        (end, LIMIT, f"the connection (ended|was reset); {left}"),
-        (reset_at_once, LIMIT, f"the connection was reset; {left}"),
-        (lambda it: it.sendall(b"SSH-2.0-x\r\n") or True, LIMIT, r"not the .*'SSH-2\.0-x\\r\\n"),
+        (end, LIMIT, "the connection (ended|was reset)"),
+        (reset_at_once, LIMIT, "the connection was reset"),
+        (lambda it: it.sendall(b"SSH-2.0-x\r\n") or 1, LIMIT, r"(not|more) .*'SSH-2\.0-x\\r\\n'"),
         (answer_with(b"HTTP/1.1 400 Bad Request\r\nServer: x\r\n\r\n"), LIMIT, "'HTTP/1.1 400 B"),
-        (answer_with(b"error: too late\n"), LIMIT, f"error: too late; {left}"),
-        (answer_with(b"error: too late"), LIMIT, f"error: too late; {left}"),
+        (answer_with(b"error: too late\n"), LIMIT, "error: too late"),
+        (answer_with(b"error: too late"), LIMIT, "error: too late"),
         (answer_with(b"errare"), LIMIT, "not the reverse at byte 1: 'errare' came"),
     )
 
@@ -2866,30 +2866,24 @@ class ClientTest(ClientCase):
     """What request() and stream() have in common."""
 
     def test_bad_replies(self):
-        left = "the connection ended; bytes left unanswered:"
-        early = "the connection ended; lines answered: %d, bytes answered: %d$"
-        wrong, error = "^more than the reply at byte %d, line %d: '%s' came$", "error: %s; %s$"
-        none, six = "lines answered: 0, bytes answered: 0", "bytes left unanswered: 6"
-        for reply, to_request, to_stream in (
-            (b"", f"{left} 6$", early % (0, 0)),
-            (b"oll", f"{left} 3, only 'oll' came$", early % (0, 3)),
-            (b"ollehh", f"{left} 1, only 'ollehh' came$", early % (0, 6)),
-            (b"a\nb\n", r"more than one line came: 'a\\nb\\n'$", early % (2, 4)),
-            (b"olleh\nx", "more than one line .*x'$", wrong % (7, 2, "x")),
-            (b"olleh\nerr", "more than one line .*err'$", early % (1, 9)),
-            (b"olleh\nerror", "more than one line .*error'$", early % (1, 11)),
-            (b"a\nb\nc\nd\n", r"more than one line came: 'a\\nb", wrong % (7, 4, r"d\\n")),
-            (b"x" * 40, "only 'x{40}' came$", wrong % (7, 1, "x{40}")),
-            (b"x" * 61, r"only 'x{60}'\.\.\. came$", r"byte 7, line 1: 'x{60}'\.\.\. came$"),
-            (b"x" * 70_000_000, r"reply at byte 67108865: 'x{60}'\.\.\. came$", "at byte 7, "),
-            (b"error: no\n", error % ("no", six), error % ("no", none)),
-            (b"error: " + b"x" * 300 + b"\n", error % ("x{193}", six), error % ("x{193}", none)),
-            (b"error: a\nb\n", r"more than one line came: 'error: a\\nb\\n'$", "error: a; "),
-            (b"error: without", error % ("without", six), error % ("without", none)),
+        """A filter also says how much was answered before."""
+        more, ended = "more came than was asked for: '%s'", "the connection ended; only '%s' came"
+        for reply, message, lines, count in (
+            (b"", "the connection ended", 0, 0),
+            (b"oll", ended % "oll", 0, 0),
+            (b"ollehh", ended % "ollehh", 0, 0),
+            (b"x" * 61, r"the connection ended; only 'x{60}'\.\.\. came", 0, 0),
+            (b"a\nb\n", more % r"a\\nb\\n", 2, 4),
+            (b"olleh\nx", more % "x", 1, 6),
+            (b"x" * 70_000_000, r"a reply without end: 'x{60}'\.\.\. came", 0, 0),
+            (b"error: no\r\n", "error: no", 0, 0),
+            (b"error: " + b"x" * 300 + b"\n", "error: x{193}", 0, 0),
+            (b"error: a\x1b\xff", r"error: a\\x1b\ufffd", 0, 0),
         ):
             address = self.other_server(answer_with(reply))
-            for hello, message in zip(self.hello(), (to_request, to_stream)):
-                with self.assertRaisesRegex(revecho.ReplyError, message):
+            counts = f"; lines answered: {lines}, bytes answered: {count}"
+            for hello, so_far in zip(self.hello(), ("", counts)):
+                with self.assertRaisesRegex(revecho.ReplyError, f"^{message}{so_far}$"):
                     hello(address)
 
     def test_timeouts_say_which_step(self):
@@ -2903,18 +2897,44 @@ class ClientTest(ClientCase):
 
         silent, full = self.other_server(never_answer), self.crowded_listener().getsockname()
         partial = self.other_server(answer_with(b"oll", stay=True))
-        one, rest = "; all 6 bytes acknowledged", "; all the unanswered bytes acknowledged"
-        left, count = "; bytes left unanswered: 3, only ", "; lines answered: 0, bytes answered: "
+        late, so_far = r"within 0\.5 s; all 6 bytes acknowledged", "; lines .*: 0, bytes .*: 0"
         for_request, for_stream = self.hello()
         at_once(time_out, (
-            (for_request, silent, 0.1, rf"^no reply within 0\.1 s{one}$"),
-            (for_stream, silent, 0.1, rf"^no reply within 0\.1 s{rest}{count}0$"),
-            (for_request, partial, 0.5, rf"^no end of the reply within 0\.5 s{one}{left}"),
-            (for_stream, partial, 0.5, rf"^no end of the reply within 0\.5 s{rest}{count}3$"),
+            (for_request, silent, 0.5, f"^no reply {late}$"),
+            (for_stream, silent, 0.5, f"^no reply {late}{so_far}$"),
+            (for_request, partial, 0.5, f"^no end of the reply {late}; only 'oll' came$"),
+            (for_stream, partial, 0.5, f"^no end of the reply {late}; only 'oll' came{so_far}$"),
             (for_request, self.other_server(drip), 0.1, "^no end of the reply within "),
             (for_request, full, 0.1, r"^not connected: no answer within 0\.1 s$"),
             (for_stream, full, 0.1, r"^not connected: no answer within 0\.1 s$"),
         ))
+
+    def test_look_up_that_takes_its_time(self):
+        """The time limit is for it as well; an address needs none."""
+
+        def look_up(host, *arguments, flags=0):
+            if not flags:
+                gate.wait()
+            return getaddrinfo(host, *arguments, flags=flags)
+
+        getaddrinfo, gate, server = socket.getaddrinfo, self.gate(), self.serve()
+        with mock.patch.object(socket, "getaddrinfo", look_up):
+            self.assertEqual(self.request("hello", server), "olleh")
+            for hello in self.hello():
+                with self.assertRaisesRegex(TimeoutError, "^not resolved: no answer within 0.1 s"):
+                    hello(("name.invalid", 1), timeout=0.1)
+
+    def test_where_there_is_no_poll(self):
+        """As on Windows."""
+        server, refusing = self.serve(), ("127.0.0.1", free_port())
+        with mock.patch.object(select, "poll", create=True):
+            del select.poll
+            for hello in self.hello():
+                self.assertIn(hello(server), ("olleh", b"olleh\n"))
+                with self.assertRaises(ConnectionRefusedError):
+                    hello(refusing)
+                with self.assertRaises(TimeoutError):
+                    hello(self.other_server(never_answer), timeout=0.1)
 
     @needs_linux
     def test_acknowledged_or_not(self):
@@ -2929,17 +2949,40 @@ class ClientTest(ClientCase):
     def test_reset(self):
         """While a part is still to be sent."""
         address = self.other_server(reset_at_once)
-        for send, data, how_far in (
-            (self.request, "x" * 50_000_000, "bytes left unanswered: 50000001"),
-            (self.stream, b"hi\n" * 2_000_000, "lines answered: 0, bytes answered: 0"),
+        for send, data, so_far in (
+            (self.request, "x" * 50_000_000, ""),
+            (self.stream, b"x" * 50_000_000, "; lines answered: 0, bytes answered: 0"),
         ):
-            message = f"^the connection was reset; {how_far}$"
+            message = f"^the connection was reset{so_far}$"
             with self.assertRaisesRegex(revecho.ReplyError, message):
                 send(data, address)
 
+    def test_reply_before_its_line_is_sent(self):
+        """It is that, and not the reply to the next line as well."""
+
+        def serve(connection):
+            connection.recv(1)
+            connection.sendall(b"early\n")
+            receive(connection, 30_000_000)
+            connection.sendall(revecho.reverse_lines(receive(connection, 4)))
+
+        text = "x" * 30_000_000
+        self.assertEqual(self.request(text, self.other_server(serve)), "early")
+        source = mock.Mock(read1=mock.Mock(side_effect=[text.encode() + b"\n", b"two\n", b""]))
+        self.assertEqual(self.stream(source, self.other_server(serve)), b"early\nowt\n")
+
+    def test_reply_before_its_line_is_sent_and_no_more_room(self):
+        for reply, error, message in (
+            (b"early\n", TimeoutError, r"^not all was sent within 0\.3 s"),
+            (b"error: no\n", revecho.ReplyError, "^error: no$"),
+        ):
+            address = self.other_server(answer_with(reply, stay=True))
+            with self.assertRaisesRegex(error, message):
+                self.request("x" * 50_000_000, address, timeout=0.3)
+
     def test_a_flood_that_is_no_reply(self):
         """It does not put off the end of the time."""
-        address = self.other_server(lambda it: self.flood(it, b"x" * 65536) or True)
+        address = self.other_server(lambda it: it.recv(6) and not self.flood(it, b"x" * 65536))
         with self.assertRaises(TimeoutError):
             self.request("hello", address, timeout=0.01)
 
@@ -2959,9 +3002,9 @@ class ClientTest(ClientCase):
         """No line waits until what was sent before it, in TLS say, is acknowledged."""
 
         class Socket(socket.socket):
-            def connect(self, address):
-                super().connect(address)
+            def connect_ex(self, address):
                 options.append(self.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+                return super().connect_ex(address)
 
         options, server = [], self.serve()
         with mock.patch.object(socket, "socket", Socket):
@@ -2997,11 +3040,16 @@ class RequestTest(ClientCase):
                 self.request(text, server)
 
     def test_service_whose_answers_begin_like_an_error(self):
-        server = self.serve(respond=lambda _, lines: lines.lower())
-        for text in ("E", "one\nERR", "ERROR:", "ERROR\n"):
-            self.assertEqual(self.stream(text.encode(), server), text.lower().encode())
-        with self.assertRaisesRegex(revecho.ReplyError, "^error: you; "):
-            self.stream(b"one\nERROR: YOU", server)
+        """For request() they are errors; stream() takes only the one for it that comes last."""
+        server = self.serve(respond=lambda _, lines: b"error: no such key\n" * lines.count(b"\n"))
+        with self.assertRaisesRegex(revecho.ReplyError, "^error: no such key$"):
+            self.request("hello", server)
+        self.assertEqual(self.stream(b"a\nb\n", server), b"error: no such key\n" * 2)
+        for more in (b"", b"bye\n", b"by"):
+            address = self.other_server(answer_with(b"error: no such key\nerror: stop\n" + more))
+            message = "^error: stop; lines answered: 1, bytes answered: 19$"
+            with self.assertRaisesRegex(revecho.ReplyError, message):
+                self.stream(b"a\nb\nc\nd\n", address)
 
     def test_service_whose_answers_have_another_length(self):
         server = self.serve(respond=lambda _, lines: lines[:-1] * 3 + b"\n")
@@ -3013,10 +3061,9 @@ class RequestTest(ClientCase):
         for server, message, lengths in (
             (self.serve(max_line=10), "line longer than 10 bytes", (11, 31, 32, 33, 10_000_000)),
             (self.other_server(lambda it: it.sendall(b"error: no\n")), "no", (20_000_000,)),
-            (self.other_server(lambda it: it.sendall(b"error: no\n") or 1), "no", (20_000_000,)),
         ):
             for length in lengths:
-                with self.assertRaisesRegex(revecho.ReplyError, f"^error: {message};"):
+                with self.assertRaisesRegex(revecho.ReplyError, f"^error: {message}$"):
                     self.request("x" * length, server)
 
     def test_long_replies_take_time_in_proportion(self):
@@ -3039,22 +3086,23 @@ class StreamTest(ClientCase):
             b"",
             b"a",
             b"ab\n",
-            b"ab\r\ncd\r",
+            b"ab\r\n\rcd",
             b"a\n :rorre\n :rorre",
-            os.urandom(20_000).replace(b"\n", b"\n\n"),
+            os.urandom(20_000).replace(b"\n", b"\n\n") + b"x",
             b"".join(b"line %d\r\n \xc3\xa9\xff\n" % number for number in range(10_000)) + b"end",
         ):
             self.assertEqual(self.stream(lines, server), revecho.reverse_lines(lines))
+        self.assertEqual(self.stream(b"ab\r", server), b"ba\r")  # as part of the ending it lacks
 
     def test_paths_that_need_patience(self):
-        """A relay that ends both sides, and a server that reads all before it writes."""
-        lines = b"hello\n" * 1_000_000
+        """A relay that ends both sides, and a server that reads a block before it writes."""
+        lines = b"hello\n" * 150_000
         for serve in (
             half_close_ends_both(self.serve()),
             lambda other: other.sendall(revecho.reverse_lines(receive(other, len(lines)))),
         ):
             answer = self.stream(lines, self.other_server(serve))
-            self.assertEqual(answer, b"olleh\n" * 1_000_000)
+            self.assertEqual(answer, b"olleh\n" * 150_000)
 
     def test_pauses_longer_than_the_timeout(self):
         """Of the source, between lines and within one, and of the sink: no reply is late."""
@@ -3117,67 +3165,70 @@ class StreamTest(ClientCase):
         """The error can come cut in two, and begin as if it were the reply to the last line."""
 
         def serve(connection):
-            receive(connection, 8)
+            receive(connection, 10)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.sendall(b"olleh\ner")
             gate.wait()
             connection.sendall(b"ror: no\n")
 
-        pausing, feed = self.pipe()
-        feed.write(b"hello\nyo")
-        for source in (pausing, io.BytesIO(b"hello\nyo")):
-            gate = self.gate()
-            sink = mock.Mock(write=lambda _, gate=gate: gate.open())
-            message = "^error: no; lines answered: 1, bytes answered: 6$"
+        gate = self.gate()
+        sink = mock.Mock(write=lambda _: gate.open())
+        message = "^error: no; lines answered: 1, bytes answered: 6$"
+        with self.assertRaisesRegex(revecho.ReplyError, message):
+            revecho.stream(io.BytesIO(b"hello\nyou\n"), sink, *self.other_server(serve))
+
+    def test_what_comes_while_the_source_pauses(self):
+        """It is no reply to the next line, but an error, as is the end."""
+
+        def read(_):
+            if not pauses:
+                pauses.append(1)
+                return b"hello\n"
+            self.assertTrue(come.wait(LIMIT))
+            return b"you\n"
+
+        pauses, come, written = [], threading.Event(), threading.Event()
+        for comes, why in (
+            (b"olleh\n", r"more came than was asked for: 'olleh\\n'"),
+            (b"oll", "more came than was asked for: 'oll'"),
+            (b"error: stopping\n", "error: stopping"),
+            (b"", "the connection (ended|was reset)"),
+        ):
+
+            def serve(connection, comes=comes):
+                connection.sendall(revecho.reverse_lines(receive(connection, 6)))
+                written.wait(LIMIT)
+                connection.sendall(comes)
+                half_close(connection)
+                come.set()
+                connection.recv(6)
+
+            source, sink = SimpleNamespace(read=read), mock.Mock(write=lambda _: written.set())
+            for each in (pauses, come, written):
+                each.clear()
+            message = f"^{why}; lines answered: 1, bytes answered: 6$"
             with self.assertRaisesRegex(revecho.ReplyError, message):
                 revecho.stream(source, sink, *self.other_server(serve))
 
-    def test_server_that_ends_with_the_source(self):
-        """At the same moment, with everything answered: that is no failure."""
-
-        def read(_):
-            copying.append(threading.current_thread())
-            return b"hello\n" if len(copying) == 1 else writing.wait(LIMIT) and b""
-
-        def write(_):
-            writing.set()
-            copying[0].join(LIMIT)
-            gate.open()
-            time.sleep(0.05)  # it ends meanwhile; if not yet, this shows nothing
-
-        copying, writing, gate = [], threading.Event(), self.gate()
-        address = self.other_server(lambda it: it.sendall(receive(it, 6)) or gate.wait())
-        source, sink = SimpleNamespace(read=read), mock.Mock(write=write)
-        self.assertEqual(revecho.stream(source, sink, *address), 6)
-
-    def test_server_that_ends_while_the_source_pauses(self):
-        source, _ = self.pipe()
-        for serve, what in (
-            (end, "the connection ended before the input did"),
-            (lambda it: it.sendall(b"error: busy\n"), "error: busy"),
-        ):
-            message = f"^{what}; lines answered: 0, bytes answered: 0$"
-            with self.assertRaisesRegex(revecho.ReplyError, message):
-                self.stream(source, self.other_server(serve))
-        source, feed = self.pipe()
-        feed.write(b"he")
-        with self.assertRaisesRegex(revecho.ReplyError, "^the connection was reset; lines"):
-            self.stream(source, self.other_server(reset_at_once))
-
-    def test_server_that_does_not_read_or_does_not_write(self):
-        """To a line without end no reply is owed, but there is a timeout; else much is sent."""
+    def test_server_that_does_not_write(self):
+        """It is not sent more than a block."""
 
         def only_read(connection):
             while data := connection.recv(1 << 20):
                 received.append(len(data))
 
         received = []
-        for line, serve in ((b"xxxxxx", lambda _: True), (b"hello\n", only_read)):
-            source = SimpleNamespace(read=lambda size, line=line: line * (size // 6))
-            message = r"^no reply within 0\.2 s(; (all|some of) the .*)?; lines answered: 0, "
-            with self.assertRaisesRegex(TimeoutError, message):
-                self.stream(source, self.other_server(serve), timeout=0.2)
-        self.assertLess(sum(received), 80_000_000)
+        source = SimpleNamespace(read=lambda size: b"hello\n" * (size // 6))
+        message = r"^no reply within 0\.2 s(; (all|some of) .* bytes .*)?; lines answered: 0, "
+        with self.assertRaisesRegex(TimeoutError, message):
+            self.stream(source, self.other_server(only_read), timeout=0.2)
+        self.assertLessEqual(sum(received), 1 << 20)
+
+    def test_line_without_end(self):
+        source = SimpleNamespace(read=lambda size: b"x" * size)
+        message = "^a line is longer than 67108864 bytes; lines answered: 0, bytes answered: 0$"
+        with self.assertRaisesRegex(OSError, message):
+            self.stream(source, self.serve())
 
     def test_sending_gives_no_more_time(self):
         """Where a reply is owed, and the server reads as slowly as it likes."""
@@ -3204,18 +3255,13 @@ class StreamTest(ClientCase):
             with self.assertRaises(error):
                 self.stream(source, server)
 
-    def test_source_that_has_a_length_of_nothing(self):
-        source = subclass(io.BytesIO, __len__=lambda _: 0)(b"hello\n")
-        self.assertEqual(self.stream(source, self.serve()), b"olleh\n")
-
     def test_source_that_fails_within_a_line(self):
-        """That is no end of the line; and one does not wait for replies any more."""
-        for server in (self.serve(), self.other_server(never_answer)):
-            source = SimpleNamespace(read=mock.Mock(side_effect=[b"hello\nyo", ZeroDivisionError]))
-            sink = io.BytesIO()
-            with self.assertRaises(ZeroDivisionError):
-                revecho.stream(source, sink, *at(server))
-            self.assertNotIn(b"oy", sink.getvalue())
+        """That is no end of the line; and how much was answered before is told."""
+        source = SimpleNamespace(read=mock.Mock(side_effect=[b"hello\nyo", OSError(5, "broken")]))
+        sink = io.BytesIO()
+        with self.assertRaisesRegex(OSError, "broken; lines answered: 1, bytes answered: 6$"):
+            revecho.stream(source, sink, *at(self.serve()))
+        self.assertEqual(sink.getvalue(), b"olleh\n")
 
     def test_sink_that_fails(self):
         threads = threading.active_count()
@@ -3239,10 +3285,11 @@ class CommandLineTest(Case):
     def test_version_and_help(self):
         self.assertEqual(self.main("--version"), (0, f"revecho {revecho.__version__}\n", ""))
         options = "--host --port --max-connections --max-line --idle-timeout --grace --reuse-port"
-        of_ping = "--host --port -4 -6 -W --timeout -c --count -i --interval -s --size -q --keep"
+        of_both = "--host --port --tls-name -4 -6 -W --timeout"
+        of_ping = f"{of_both} -c --count -i --interval -s --size -q --keep"
         for command, words in (
             ("server", f"{options} 127.0.0.1 2002 1000 65536 60 5 --quiet --verbose"),
-            ("client", "--host --port -4 -6 -W --timeout --check --ask 127.0.0.1 2002 10"),
+            ("client", f"{of_both} --check --ask 127.0.0.1 2002 10"),
             ("ping", f"{of_ping} 127.0.0.1 2002 10 1 64"),
         ):
             status, out, err = self.main(f"{command} --help")
@@ -3264,8 +3311,13 @@ class CommandLineTest(Case):
             ("ping [::1]:x", "", ".* 'x' is not a whole number from 1 to 65535"),
             ("server -q -v", "", ".* not allowed with argument -q/--quiet"),
             ("", "", "the following arguments are required: COMMAND"),
-            *((f"{command} --host h:2002", "", "argument --host: 'h:2002' .* --port .*")
-              for command in ("server", "client", "ping")),
+            ("server --host h:2002", "", "argument --host: 'h:2002' .* --port .*"),
+            ("client --host tcp://h:1", "", r"argument --host: .* is a URL .* HOST\[:PORT\] .*"),
+            ("client --host h:1 --port 2", "", "more than one port is given"),
+            ("client --host :1", "", "argument --host: ':1' has no host in it"),
+            ("client --tls-name ''", "", "argument --tls-name: it is empty"),
+            ("ping --host a b", "", "more than one host is given"),
+            ("ping --host a:1 a:2", "", "more than one port is given"),
             ("client --port", "65536 0 x", "whole number from 1 to 65535"),
             ("client -W/--timeout", "0 nan inf x", "number from 0.001 to 1000000"),
             ("ping --port", "0", "whole number from 1 to 65535"),
@@ -3326,28 +3378,42 @@ class CommandLineTest(Case):
             rows = ((f"{line} >/dev/full", b"", 1, why, lines) for line in clients)
             self.assert_all(*rows)
 
-    def test_standard_streams_closed(self):
-        """Whichever is closed there is no traceback, and no message goes astray."""
-        port = to(self.serve())
-        question = r"Do you want to continue \(y/n\)\? \n"
-        rows = [
-            (f"client {port} --ask hi <&-", b"ih\n", 0, question),
-            (f"client {port} --ask hi <&- 2>&-", b"ih\n"),
-            (f"client {port} --ask hi 2>&-", b"ih\n"),
-            (f"client {port} hi <&-", b"ih\n"),
-            (f"client {port} hi <&- 2>&-", b"ih\n"),
-            (f"client {port} <&-", b"", 1, COMPLAINT + "standard input is closed\n"),
-            (f"client {port} 0>/dev/null", b"", 1, COMPLAINT + "standard input: Bad file .*\n"),
-            ("client --port 1 hi 2>&-", b"", 1),
-            ("client --port 1 hi 2>/dev/full", b"", 1),
-            ("client --port 1 hi <&- 2>&-", b"", 1),
-            ("client --port 0 hi 2>&-", b"", 2),
-            ("client --port 0 hi <&- >&- 2>&-", b"", 2),
-        ]
-        for face in ("client hi", "client --ask hi", "client", "ping", "server"):
-            rows += [(f"{face} >&-", b"", 1, COMPLAINT + "standard output is closed\n")]
-            rows += [(f"{face} <&- >&- 2>&-", b"", 1)]
-        self.assert_all(*rows)
+    def test_host_with_port(self):
+        """As the server prints it; the same can be said twice."""
+        host, port = at(self.serve())
+        for options in (f"--host {host}:{port}", f"--host [{host}]:{port} --port {port}"):
+            self.assertEqual(self.main(f"client {options} hello")[:2], (0, "olleh\n"))
+        for target in (f"{host}:{port}", f"--host {host}:{port} {host}", f"{host} --port {port}"):
+            status, out, _ = self.main(f"ping -c 1 {target}")
+            self.assertEqual(status, 0)
+            self.assertIn(f"--- {host}:{port} ---\n", out)
+        if has_ipv6():
+            host, port = at(self.serve(("::1", 0)))
+            for target in (f"[::1]:{port}", f"::1 --port {port}", f"[::1] --port {port}"):
+                self.assertIn(f"--- [::1]:{port} ---\n", self.main(f"ping -c 1 {target}")[1])
+                self.assertEqual(self.main(f"client --host {target} hello")[:2], (0, "olleh\n"))
+
+    def test_look_up_that_does_not_end(self):
+        """Ctrl-C ends it at once."""
+        code = """if True:
+            import os, socket, sys, threading
+            import revecho
+            def look_up(*_, flags=0):
+                if flags:
+                    raise socket.gaierror
+                os.write(1, b"looking\\n")
+                threading.Event().wait()
+            socket.getaddrinfo = look_up
+            sys.exit(revecho.main())
+        """
+        waiting = r"a:5: seq=1 waiting after .* ms: not resolved\n\n--- a:5 ---\n1 sent, (.*\n)+"
+        for line, out, status in (("client --host a:5 hi", "", 130), ("ping a:5", waiting, 1)):
+            program = self.start(f"{line} --timeout 1000", program=("-c", code))
+            self.assertEqual(program.stdout.readline(), b"looking\n")
+            program.send_signal(signal.SIGINT)
+            shown, err = program.communicate(timeout=LIMIT)
+            self.assertEqual((program.returncode, err), (status, b""))
+            self.assertRegex(shown.decode(), rf"\A{out}\Z")
 
 
 class ServerCommandTest(Case):
@@ -3624,7 +3690,7 @@ class ClientCommandTest(Case):
             (f"{client} '\udcff\udcc3' hi", b"\xc3\xff\nih\n"),
             (f"{client} --timeout 1000000 hello", b"olleh\n"),
             (f"{client} --check '\ra' né level", "a\r\nén\nlevel\n".encode()),
-            env={"PYTHONIOENCODING": "utf-8:strict"},
+            env={"PYTHONIOENCODING": "ascii:strict"},
         )
         self.assertNotEqual(self.main("client --port 65535 hello")[0], 2)
 
@@ -3671,7 +3737,7 @@ class ClientCommandTest(Case):
         os.set_blocking(reading, False)
         with open(reading, "rb") as stdin, open(writing, "wb"):
             client = self.start(f"client {to(self.serve())}", stdin=stdin)
-            self.assert_ends(client, b"", 1, COMPLAINT + "standard input has nothing now\n")
+            self.assert_ends(client, b"", 1, COMPLAINT + "the input does not block, .*\n")
 
     def test_progress(self):
         """Shown after a second at a terminal, if the replies go elsewhere, and wiped at the end."""
@@ -3680,12 +3746,13 @@ class ClientCommandTest(Case):
             connection.sendall(revecho.reverse_lines(receive(connection, 6)))
             gate.wait()
 
-        gate, ends = self.gate(), "the connection ended before .*: 3, bytes answered: 6\n"
+        gate, ends = self.gate(), "the connection .*; lines answered: 3, bytes answered: 6\n"
         streams = {"kind": AtTerminal, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         client = self.start(f"client {to(self.other_server(answer_and_wait))}", **streams)
         client.stdin.write(b"1\n2\n3\n")
         client.expect(b"\r0.0 MB, 0.0 MB/s")
         gate.open()
+        client.stdin.write(b"4\n")
         client.expect(b"\r" + b" " * 40 + b"\rrevecho: ")
         self.assertRegex(client.rest()[0].decode(), ends)
         quick = self.start(f"client {to(self.serve())}", **streams)
@@ -3693,7 +3760,7 @@ class ClientCommandTest(Case):
         self.assertEqual(quick.rest(), (b"", 0))
 
     def test_failures(self):
-        names = "no.such.host.invalid", "x" * 64, "127.0.0.1 -6"
+        names = "x" * 64, "127.0.0.1 -6"
         hosts = {name: (re.escape(name.partition(" ")[0]), "resolved") for name in names}
         hosts |= {"127.0.0.1": (r"127\.0\.0\.1", "connected"), "::1": (r"\[::1\]", "connected")}
         port, refusing = free_port(), answer_with(b"error: no\n")
@@ -3703,20 +3770,16 @@ class ClientCommandTest(Case):
             for host, (shown, step) in hosts.items()
             for message in ("hello", "")
         ]
-        for message, out, left in (
-            ("hello", b"", "bytes left unanswered: 6"),
-            ("", b"error: no\n", "lines answered: 0, bytes answered: 0"),
+        for message, out, so_far in (
+            ("hello", b"", ""),
+            ("", b"error: no\n", "; lines answered: 0, bytes answered: 0"),
         ):
             client = f"client {to(self.other_server(refusing))} {message}"
-            rows.append((client, out, 1, f"{COMPLAINT}error: no; {left}\n", b"hello\n"))
+            rows.append((client, out, 1, f"{COMPLAINT}error: no{so_far}\n", b"hello\n"))
+        for closed in ("<&-", "0>/dev/null"):
+            client = f"client {to(self.serve())} {closed}"
+            rows.append((client, b"", 1, COMPLAINT + "standard input: Bad file .*\n"))
         self.assert_all(*rows)
-
-    def test_server_that_ends_while_standard_input_pauses(self):
-        """The program ends though its input is silent."""
-        client = self.start(f"client {to(self.other_server(end))}")
-        self.assertEqual(client.wait(LIMIT), 1)
-        why = "the connection ended before the input did; lines answered: 0, bytes answered: 0\n"
-        self.assert_ends(client, b"", 1, COMPLAINT + why)
 
     def test_interrupt(self):
         for message in ("hello", ""):
@@ -3743,7 +3806,7 @@ class CheckTest(Case):
                 self.assertRegex(err, rf"\A{COMPLAINT}.*{message}.*\n\Z")
 
     def test_filter(self):
-        """The first line on which the reply differs, and all before it are printed."""
+        """The lines before the first that differs are printed."""
         server = self.serve()
 
         def wrong(number, change):  # the reply to one line of many
@@ -3754,11 +3817,8 @@ class CheckTest(Case):
 
             return relay(server, back=back)
 
-        def once_ended(reply):
-            return lambda it: receive(it) and it.sendall(reply)
-
         lines = b"".join(b"line %d\n" % number for number in range(1, 10))
-        olleh = "came, 'olleh' should have come"
+        olleh = r"came, 'olleh\\n' should have come"
         digits, shown = b"0123456789abcdef\n", "'ba987654-210.*' came, 'ba9876543210.*"
         cases = (
             (lines, wrong(1, flip), "not the reverse at byte 1, line 1: .*"),
@@ -3767,23 +3827,27 @@ class CheckTest(Case):
             (lines, wrong(2, lambda _: b"line 2\n"), "an echo at byte 8, line 2: 'line 2.*"),
             (lines, wrong(2, lambda _: b"2 eni\nl"), "not the reverse at byte 13, line 2: .*"),
             (lines, wrong(2, lambda _: b""), "not the reverse at byte 8, line 2: '3 enil.*"),
-            (lines, wrong(9, lambda _: b"error: no\n"), "error: no; .*: 8, bytes answered: 56"),
+            (lines, wrong(9, lambda _: b"error: no\n"), "error: no"),
+            (lines, wrong(3, lambda _: b"error: no\n"), "error: no"),
+            (lines, wrong(9, lambda _: b"error: no\r"), "error: no"),
             (lines, relay(server, there=flip), "not the reverse at byte 6, line 1: .*"),
             (lines, mirror, "an echo at byte 1, line 1: 'line 1.*"),
-            (b"\n", answer_with(b"\r\n"), r"not the reverse at byte 1, line 1: '\\r\\n' came, .*"),
-            (b"level\n", answer_with(b"level\r\n"), "not the reverse at byte 6, line 1: .*"),
+            (b"\n", answer_with(b"\r\n"), r"not the reverse at byte 1: '\\r\\n' came, .*"),
+            (b"level\n", answer_with(b"level\r\n"), "not the reverse at byte 6: .*"),
             (lines, answer_with(b"0" * 10), "not the reverse at byte 1, line 1: '0{10}' came, .*"),
-            (digits, answer_with(b"fedcba987654-210\n"), f"not .* byte 13, line 1: {shown}"),
-            (b"hello", once_ended(b"hello"), f"an echo at byte 1, line 1: 'hello' {olleh}"),
-            (b"hello", once_ended(b"olleh\n"), r"more than .* byte 6, line 1: 'olleh\\n' came"),
+            (digits, answer_with(b"fedcba987654-210\n"), f"not .* byte 13: {shown}"),
+            (b"hello", answer_with(b"hello\n"), rf"an echo at byte 1: 'hello\\n' {olleh}"),
+            (b"hello\n", answer_with(b"olleh\nx"), "more came than was asked for: 'x'"),
         )
         servers = [self.other_server(serve) for _, serve, _ in cases]
         clients = [self.start(f"client --check {to(server)}") for server in servers]
         for (text, _, message), client in zip(cases, clients):
             with self.subTest(message):
                 out, err = client.communicate(text, LIMIT)
-                self.assertEqual((client.returncode, out > b""), (1, True))
-                self.assertRegex(err.decode(), rf"\A{COMPLAINT}{message}\n\Z")
+                counts = f"lines answered: {out.count(10)}, bytes answered: {len(out)}"
+                self.assertRegex(err.decode(), rf"\A{COMPLAINT}{message}; {counts}\n\Z")
+                self.assertEqual(client.returncode, 1)
+                self.assertEqual(out, revecho.reverse_lines(text)[: len(out)])
 
     def test_filter_counts_from_the_beginning(self):
         def serve(connection):
@@ -3796,15 +3860,7 @@ class CheckTest(Case):
         client.stdin.write(b"again\n")
         self.assertEqual(client.wait(LIMIT), 1)
         why = COMPLAINT + r"an echo at byte 11, line 3: 'again\\n' came, .*\n"
-        self.assert_ends(client, b"again\n", 1, why)
-
-    def test_filter_of_a_line_that_is_not_finished(self):
-        """What comes back before the line has been sent is no reply."""
-        client = self.start(f"client --check {to(self.other_server(mirror))}")
-        client.stdin.write(b"hel")
-        self.assertEqual(client.wait(LIMIT), 1)
-        why = "more than the reply at byte 1, line 1: 'hel' came\n"
-        self.assert_ends(client, b"hel", 1, COMPLAINT + why)
+        self.assert_ends(client, b"", 1, why)
 
 
 class PingTest(ClientCase):
@@ -3860,25 +3916,10 @@ class PingTest(ClientCase):
         self.assertGreaterEqual(most, 300)
         self.assertLess(high, most)
 
-    def test_target(self):
-        """As the server prints it, and with options beside it."""
-        server = self.serve()
-        host, port = at(server)
-        for target in (f"{host}:{port}", f"{host} {to(server)}", f"[{host}]:{port} --port 1"):
-            status, out, _ = self.main(f"ping -c 1 {target}")
-            self.assertEqual(status, 0)
-            self.assertIn(f"--- {host}:{port} ---\n", out)
-        if has_ipv6():
-            server = self.serve(("::1", 0))
-            for target in (f"[::1]:{at(server)[1]}", f"::1 {to(server)}", f"[::1] {to(server)}"):
-                status, out, _ = self.main(f"ping -c 1 {target}")
-                self.assertEqual(status, 0)
-                self.assertIn(f"--- [::1]:{at(server)[1]} ---\n", out)
-
     def test_addresses_of_a_name(self):
         """Each has its share of the time; those that failed, and the time of the look-up, show."""
 
-        def found(*_):
+        def found(*_, **__):
             return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", it) for it in addresses]
 
         addresses = []
@@ -3888,10 +3929,11 @@ class PingTest(ClientCase):
         refused = f"{shown[refusing]}: Connection refused"
         unanswered = f"{shown[full]}: no answer within 0.2 s"
         self.stack(mock.patch.object(socket, "getaddrinfo", found))
+        # What connecting took is told of the one that answered: less than the 200 ms of another.
+        good_line = rf"{shown[good]}: seq=1 64 .*connect=1?\d?\d\.\d\d ms reply=.* ms, after"
         for tried, line, status in (
-            ([refusing, good], f"{shown[good]}: seq=1 64 .* reply=.* ms, after {refused}\n", 0),
-            ([full, refusing, good],
-             f"{shown[good]}: seq=1 64 .* ms, after {unanswered}; {refused}\n", 0),
+            ([refusing, good], f"{good_line} {refused}\n", 0),
+            ([full, refusing, good], f"{good_line} {unanswered}; {refused}\n", 0),
             ([full, refusing], f"a:5: seq=1 failed .* not connected: {unanswered}; {refused}\n", 1),
         ):
             addresses[:] = tried
@@ -3947,10 +3989,10 @@ class PingTest(ClientCase):
         header = b"PROXY TCP4 192.168.100.100 192.168.100.200 54321 2002\r\n".__add__
         for serve, timeout, message in (
             *bad_paths(self.serve()),
-            (limited, LIMIT, "error: line longer than 63 bytes; bytes left unanswered: 65"),
+            (limited, LIMIT, "error: line longer than 63 bytes"),
             (eaten, LIMIT, "not the reverse at byte "),
             (relay(self.serve(), there=header), LIMIT, "not the reverse at byte .*4PCT YXORP"),
-            (lambda it: self.flood(it, b"\r" * 65536) or 1, LIMIT, r"byte 1: '(\\r){60}'"),
+            (lambda it: self.flood(it, b"\r" * 65536) or 1, LIMIT, r"(byte 1|for): '(\\r){60}'"),
         ):
             with self.subTest(message):
                 outcome = self.probe(serve, f"--timeout {timeout}")
@@ -3970,14 +4012,13 @@ class PingTest(ClientCase):
                 gate.wait(0.01)
 
         part = relay(self.serve(), back=lambda reply: reply[:20])
-        part_of = r" ms: no end of the reply within 0\.3 s.*; bytes left .*: %s, only .+ came"
         gate = threading.Event()
-        for serve, left in ((lambda it: part(it) or True, "45"), (dripping, r"\d+")):
-            self.assertRegex(self.probe(serve, "--timeout 0.3"), part_of % left)
+        for serve in (lambda it: part(it) or True, dripping):
+            outcome = self.probe(serve, "--timeout 0.3")
+            self.assertRegex(outcome, r" ms: no end of the reply within 0\.3 s.*; only .+ came$")
 
     def test_nobody_listens(self):
-        no_host = "no.such.host.invalid"
-        for host, step in (("", "connected"), (no_host, "resolved"), ("x" * 64, "resolved")):
+        for host, step in (("", "connected"), ("x" * 64, "resolved")):
             status, out, err = self.ping(("", free_port()), f"--count 2 {host}")
             self.assertEqual((status, err), (1, ""))
             self.assertRegex(out, rf"seq=2 failed after .* ms: not {step}: .*\n\n.*\n2 sent, 0 rev")
@@ -4031,7 +4072,7 @@ class PingTest(ClientCase):
 
         _, out, _ = self.ping(self.other_server(twice), "--count 5 --keep")
         self.assertRegex(out, r"\A.* connect=.*\n.* reversed, reply=.*\n.*seq=3 failed .*: the "
-                              r"connection .*; bytes left unanswered: 65\n.*connect=.*\n.*, reply")
+                              r"connection (ended|was reset)\n.*connect=.*\n.*, reply")
 
     def test_signals(self):
         """A probe that is under way counts as sent, and how far it has come is told."""
@@ -4066,7 +4107,7 @@ class PingTest(ClientCase):
             import socket, sys
             import revecho
             tried = [{refusing!r}, {full.getsockname()!r}]
-            socket.getaddrinfo = lambda *_: [(2, 1, 0, "", address) for address in tried]
+            socket.getaddrinfo = lambda *_, **__: [(2, 1, 0, "", address) for address in tried]
             sys.exit(revecho.main())
         """
         before = self.unanswered(full)
@@ -4160,16 +4201,14 @@ class PromptTest(Case):
         return self.start(f"client {to(server)} {options}", kind=AtTerminal, **keywords)
 
     def test_lines(self):
-        """With standard error closed it is a prompt like any other."""
-        server = self.serve()
-        for client in [self.start_client(server, options) for options in ("", "2>&-")]:
-            for typed in (b"hello", b"", "añ".encode()):
-                client.expect(b"> ")
-                client.type(typed)
-                client.expect(revecho.reverse_lines(typed + b"\r\n"))
+        client = self.start_client(self.serve())
+        for typed in (b"hello", b"", "añ".encode()):
             client.expect(b"> ")
-            client.terminal.write(b"\x04")
-            self.assertEqual(client.rest(), (b"\n", 0))
+            client.type(typed)
+            client.expect(revecho.reverse_lines(typed + b"\r\n"))
+        client.expect(b"> ")
+        client.terminal.write(b"\x04")
+        self.assertEqual(client.rest(), (b"\n", 0))
 
     def test_a_line_that_fails(self):
         """It is told in one line, and the prompt goes on; with --check it ends."""
@@ -4178,7 +4217,7 @@ class PromptTest(Case):
         client = self.start_client(self.other_server(paths), "--check")
         client.expect(b"> ")
         for typed, shown in (
-            (b"x" * 11, b"error: line longer than 10 bytes; bytes left unanswered: 12\r\n"),
+            (b"x" * 11, b"error: line longer than 10 bytes\r\n"),
             (b"hello", b"olleh\r\n"),
         ):
             client.type(typed)
@@ -4367,29 +4406,22 @@ class TLSClientTest(ClientCase):
     def test_a_farewell_alone(self):
         """It is the end, though the TCP connection stays open; and it is no part of a reply."""
         server = self.other_server(through_tls(lambda it: it.recv(6)))
-        with self.assertRaisesRegex(revecho.ReplyError, "^the connection ended; .*: 6$"):
+        with self.assertRaisesRegex(revecho.ReplyError, "^the connection ended$"):
             self.request("hello", server, ssl_context=self.context())
-        server = self.other_server(through_tls(receive))
+        server = self.other_server(through_tls(lambda it: it.recv(10)))
         with self.assertRaisesRegex(revecho.ReplyError, "^the connection ended; lines .*: 0$"):
             self.stream(b"hello\nyou", server, ssl_context=self.context())
 
     def test_no_tls_after_the_handshake(self):
         def serve(connection):
+            connection.recv(6)
             connection.sendall(b"oll")
             socket.socket.send(connection, b"HTTP/1.1 400 Bad Request\r\n\r\n")
-            connection.recv(6)
 
-        why = "^the connection broke: what came is not TLS; .*, only 'oll' came$"
+        why = "^the connection broke: what came is not TLS; only 'oll' came$"
         with self.assertRaisesRegex(revecho.ReplyError, why):
             server = self.other_server(through_tls(serve))
             self.request("hello", server, ssl_context=self.context())
-
-    def test_a_handshake_without_end(self):
-        """What the other end sends, here requests to say hello again, gives it no more time."""
-        hello = b"\x16\x03\x03\x00\x04" + bytes(4)
-        address = self.other_server(lambda it: self.flood(it, hello * 1000) or True)
-        with self.assertRaisesRegex(TimeoutError, "no TLS handshake: no answer within 0.2 s"):
-            self.request("hello", address, timeout=0.2, ssl_context=self.context())
 
     @unittest.skipIf(sys.version_info < (3, 10), "older ones do not tell them apart")
     def test_a_context_for_a_server(self):
@@ -4425,8 +4457,8 @@ class TLSClientTest(ClientCase):
         for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
             context.maximum_version = version
             for text, why in (
-                (b"error: busy\n", "^error: busy;"),
-                (b"oll", "^the connection ended; bytes left unanswered: 3, only 'oll' came$"),
+                (b"error: busy\n", "^error: busy$"),
+                (b"oll", "^(more|the connection ended; only) .*'oll'"),
             ):
                 serve = functools.partial(speak, context=context, text=text)
                 with self.assertRaisesRegex(revecho.ReplyError, why):
@@ -4438,13 +4470,36 @@ class TLSClientTest(ClientCase):
         self.assertIn(" ms: no TLS handshake: certificate has expired\n", out)
 
     def test_name(self):
-        """It is the host's, as given, that the certificate has to be for."""
+        """It is the host's, or another that is given, that the certificate has to be for."""
+        import ssl
+
         server, ca = self.other_server(through_tls(end, "elsewhere")), certificates() / "elsewhere"
         reasons = {"127.0.0.1": "IP address mismatch"}
         reasons |= {"localhost": "Hostname mismatch"} if has_localhost() else {}
         for host, why in reasons.items():
             _, out, _ = self.main(f"ping {host}:{at(server)[1]} -4 -c 1 --tls-ca {ca}")
             self.assertRegex(out, f"no TLS handshake: {why}, .* not valid for '{host}'")
+        server = self.other_server(through_tls(answer_lines, "elsewhere"))
+        client = f"client {to(server)} --tls-ca {ca} --tls-name elsewhere.invalid"
+        self.assertEqual(self.main(f"{client} hello")[:2], (0, "olleh\n"))
+        context = ssl.create_default_context(cafile=str(ca))
+        names = {"ssl_context": context, "server_hostname": "elsewhere.invalid"}
+        self.assertEqual(self.request("hello", server, **names), "olleh")
+        self.assertEqual(self.stream(b"hello\n", server, **names), b"olleh\n")
+
+    def test_host_with_a_dot_or_a_zone(self):
+        """Which no certificate has."""
+
+        def look_up(*_, flags=0):
+            if flags:
+                raise socket.gaierror
+            return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", at(server))]
+
+        server = self.other_server(through_tls(answer_lines))
+        with mock.patch.object(socket, "getaddrinfo", look_up):
+            for host in ("localhost.", "127.0.0.1%lo"):
+                reply = self.request("hello", (host, 1), ssl_context=self.context())
+                self.assertEqual(reply, "olleh")
 
     def test_no_certificates_of_the_system_are_trusted_beside(self):
         status, out, _ = self.main(f"ping {to(self.other_server(through_tls(end)))} -c 1 --tls")
@@ -4470,9 +4525,9 @@ class TLSClientTest(ClientCase):
     def test_broken_after_the_handshake(self):
         """While a part is to be sent; and by a server that says no farewell of TLS."""
         server = self.other_server(through_tls(lambda it: it.recv(1) and reset(it)))
-        with self.assertRaisesRegex(revecho.ReplyError, "^the connection .*unanswered: 10000001$"):
+        with self.assertRaisesRegex(revecho.ReplyError, "^the connection (was reset|ended)$"):
             self.request("x" * 10_000_000, server, ssl_context=self.context())
-        server = self.other_server(through_tls(lambda it: receive(it, 9) and shut(it)))
+        server = self.other_server(through_tls(lambda it: receive(it, 6) and shut(it)))
         message = "^the connection ended; lines answered: 0, bytes answered: 0$"
         with self.assertRaisesRegex(revecho.ReplyError, message):
             self.stream(b"hello\nyou", server, ssl_context=self.context())
