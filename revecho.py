@@ -432,8 +432,9 @@ def _say_farewell(connection: Any, seconds: float) -> None:
 
 def _in_words(error: Exception) -> str:
     """Return why something failed, for TLS in words as well."""
-    if type(error).__name__ in ("SSLEOFError", "SSLSyscallError", "SSLZeroReturnError"):
-        return "the connection ended"  # with TLS's farewell or without
+    ends = "SSLEOFError", "SSLSyscallError", "SSLZeroReturnError"  # with a farewell or without
+    if type(error).__name__ in ends or "UNEXPECTED_EOF" in str(error):
+        return "the connection ended"
     if words := getattr(error, "verify_message", ""):  # of a certificate that is not accepted
         return str(words)
     # TLS puts its name for the error before the words, and a line of C after them.
