@@ -38,8 +38,9 @@ What is where, each part made of those above it (the appendix aside):
 
 Three kinds of threads run in the server.  One accepts, in serve_forever(): it waits for room, and
 then for a client or stop_signal.  A worker serves each connection, and no other thread receives or
-sends on it; while the handler runs it waits for its peer or stop_signal, in LineHandler._wait()
-alone.  The thread that calls server_close() tells both to stop, waits for them, and cuts the
+sends on it; while the handler runs it waits in LineHandler._wait() alone: to receive, for its peer
+or stop_signal; to send, for its peer.  The thread that calls server_close() tells both to stop,
+accepts those who are still in the listen queue, waits for all connections to end, and cuts the
 connections that are left when the grace is over.
 """
 
@@ -522,7 +523,7 @@ class _Workers:
         for thread in threads:
             _join(thread, deadline)
 
-    # On the worker's own thread
+    # On the worker's own thread, but for a thread that could not start
 
     def _work(self, inbox: queue.SimpleQueue[Any]) -> None:
         try:
@@ -584,7 +585,7 @@ class LineHandler(socketserver.StreamRequestHandler):
         began, peer = time.monotonic(), _address(client_address)
         self.request, self.client_address, self.server = request, client_address, server
         self._idle_timeout = server.idle_timeout or math.inf
-        self._idle_at = began + self._idle_timeout  # by then a line has to be answered
+        self._idle_at = began + self._idle_timeout  # from then on the peer is idle
         log.info("%s connected", peer)
         try:
             if self._run_step(self.setup):
@@ -600,7 +601,7 @@ class LineHandler(socketserver.StreamRequestHandler):
             log.info("%s gone after %.1f s, %d bytes sent%s", peer, took, self._sent, why)
 
     def _run_step(self, step: Callable[[], None]) -> bool:
-        """Run a step; return whether it returned normally, and did not raise CloseConnection."""
+        """Run a step; return true, or false if it raised CloseConnection."""
         try:
             step()
             return True
@@ -674,7 +675,7 @@ class LineHandler(socketserver.StreamRequestHandler):
         """
         if not self._poll:
             self._be_ready_to_wait()
-        self._idle_at = time.monotonic() + self._idle_timeout  # what has passed was ours
+        self._idle_at = time.monotonic() + self._idle_timeout  # the handler's time does not count
         unsent = memoryview(data)
         while unsent:
             count = 0
@@ -769,7 +770,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
     drain_quiet, drain_time, drain_limit = 0.5, 5.0, 1 << 30  # seconds, seconds, bytes: _drain()
     stopping = False
     _poll: Any = None  # waits for a client, or for the stop; made when first needed
-    # By time.monotonic(); a stop sets them.  What is between is for sending and draining.
+    # By time.monotonic(); a stop sets them.  The time between is for sending and draining.
     receive_until = open_until = math.inf
 
     def __init__(
@@ -797,7 +798,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         self._changed = threading.Condition()
         self._acceptor: threading.Thread | None = None
         self._workers = _Workers(self.process_request_thread)
-        self._crowded_at = -math.inf  # when others last had to wait
+        self._crowded_at = -math.inf  # when accepting last had to wait
         if self.address_family in (socket.AF_INET, socket.AF_INET6):
             self.address_family, server_address = _resolve(*server_address[:2])
         super().__init__(server_address, RequestHandlerClass, bind_and_activate=False)
@@ -812,7 +813,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
 
     def server_bind(self) -> None:
         """Take the address, for this server alone."""
-        if sys.platform == "win32":  # elsewhere that goes without saying
+        if sys.platform == "win32":  # other systems do so by default
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
         super().server_bind()
 
@@ -868,7 +869,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
             if number in _LACKING:
                 open_now = len(self.connections)
                 self._wait_for_room(open_now - 1, str(error), 0.5)
-                return open_now > 0  # else at a stop nobody can make room
+                return open_now > 0  # with none open, waiting is no use at a stop
             if number in _PASSING:
                 return True
             raise
@@ -952,7 +953,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
 
     def close_request(self, request: Any) -> None:
         """Close the connection, and make room for another; overrides must call this."""
-        with self._changed:  # so nobody cuts a descriptor that is another's by now
+        with self._changed:  # else server_close() could cut a new owner of the descriptor
             self.connections.discard(request)
             _close(request)
             self._changed.notify_all()
@@ -964,10 +965,10 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         self.server_close()
 
     def server_close(self) -> None:
-        """Stop: answer every line that has been received, and close everything.
+        """Stop: answer every line that has come, as far as the grace allows, and close everything.
 
-        Takes little more than the grace at most; may be called again, and by several threads.  On a
-        thread that it would wait for, in a handler say, it only tells all to stop, and returns.
+        Takes at most half a second more; may be called again, and by several threads.  On a thread
+        that it would wait for, in a handler say, it only tells all to stop, and returns.
         """
         self._tell_all_to_stop(self.grace)
         this = threading.current_thread()
