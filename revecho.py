@@ -121,6 +121,12 @@ def _printable(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
+def _quote(data: bytes | bytearray, at: int = 0) -> str:
+    """Return what stands there in *data*, and some bytes before it, as one can show them."""
+    shown = bytes(data[max(at - 8, 0) :])
+    return repr(shown[:60])[1:] + "..." * (len(shown) > 60)
+
+
 # ---- Reversing -----------------------------------------------------------------------------------
 
 # A text without any of these is reversed character by character: most Latin, Greek, Cyrillic, Han,
@@ -216,7 +222,7 @@ class ProtocolError(CloseConnection):
 class _Lines:
     """Cuts what arrives into lines of at most *max_line* bytes."""
 
-    def __init__(self, max_line: int) -> None:
+    def __init__(self, max_line: int = sys.maxsize) -> None:
         self.max_line = max_line
         self.unfinished = bytearray()  # a line that is not whole yet
 
@@ -243,6 +249,29 @@ class _Lines:
     def _check_length(self, length: int) -> None:
         if length > self.max_line:
             raise ProtocolError(f"line longer than {_quantity(self.max_line, 'byte')}")
+
+
+def _error_among(replies: bytes, lines: bytes, first: int) -> bytes:
+    """Return the last of *replies* from the one on that can be the server's own error, or none.
+
+    They are replies to *lines*, from number *first* on, and the reverse of its line is no error.
+    """
+    at = len(replies)
+    pairs = zip(io.BytesIO(replies), itertools.islice(io.BytesIO(lines), first, None))
+    for reply, line in reversed([*pairs] if b"error: " in replies else []):
+        at -= len(reply)
+        if reply.startswith(b"error: ") and reply != reverse_lines(line):
+            return replies[at:]
+    return b""
+
+
+def _line_of(text: str) -> bytes:
+    line = text.encode("utf-8", "surrogateescape") + b"\n"
+    if b"\n" in line[:-1]:
+        raise ValueError("a line ending within the text")
+    if line.endswith(b"\r\n"):
+        raise ValueError("a CR at the end would become part of the line's ending")
+    return line
 
 
 # ---- Sockets -------------------------------------------------------------------------------------
@@ -445,6 +474,11 @@ def _in_words(error: Exception) -> str:
     return "what came is not TLS" if no_tls else words
 
 
+def _how_it_ended(error: OSError) -> str:
+    why = "the connection was reset" if isinstance(error, ConnectionError) else _in_words(error)
+    return why if why.startswith("the connection") else f"the connection broke: {why}"
+
+
 def _numbers(names: str) -> set[int | None]:
     return {getattr(errno, name) for name in names.split() if hasattr(errno, name)}
 
@@ -456,6 +490,8 @@ _PASSING = {None} | _numbers(
     "EAGAIN EINTR ECONNABORTED ECONNRESET EPROTO ENOPROTOOPT EOPNOTSUPP ENETDOWN ENETUNREACH "
     "EHOSTDOWN EHOSTUNREACH ENONET ETIMEDOUT"
 )
+# Of those of connect(), these are no fault of the path.
+_LACKING_HERE = {*_LACKING, errno.EADDRNOTAVAIL}
 
 
 # ---- Worker threads ------------------------------------------------------------------------------
@@ -1080,12 +1116,11 @@ def running_server(
 
 # ---- The client ----------------------------------------------------------------------------------
 
-# It sends whole lines, and as many have to come back: so it knows when all of them are answered,
-# and need not end its side to find out.
+# The client counts: one reply for each line.  So it need not half-close to learn that all lines are
+# answered.
 
 _LONGEST = 1 << 26  # bytes in a line of a stream, or in the reply to a line that is no longer
 _MUCH = 1 << 20  # bytes of a stream that are read at a time
-_LACKING_HERE = {*_LACKING, errno.EADDRNOTAVAIL}  # errors of this end, not of the path
 _Write = Callable[[bytes], Any]
 
 
@@ -1117,10 +1152,10 @@ class _Connection:
         self.unsendable = ""  # why it never will, if so
         self.ended = ""  # how the connection has ended, if it has
         self.lines = self.bytes = 0  # that have been answered
-        self.last = b""  # the whole lines that came last, as many as came at once
+        self.last = b"", b"", 0  # the replies that came last; to which lines; the first of these
 
     def open(self) -> None:
-        """Look up the host, connect, shake hands; raise an OSError that says which has failed."""
+        """Look up the host, connect, shake hands; raise an OSError that says which step failed."""
         deadline, self._began = time.monotonic() + self.timeout, time.perf_counter()
         try:
             found = self._look_up(deadline)
@@ -1133,7 +1168,7 @@ class _Connection:
                 self.undone = "no TLS handshake"
                 self._shake_hands(deadline)
                 self._done("tls")
-        except (OSError, ValueError, RuntimeError) as error:  # no such name can be, or no thread
+        except (OSError, ValueError, RuntimeError) as error:  # an impossible name; no more threads
             why = f"{self.undone}: {_in_words(error)}"
             if isinstance(error, OSError) and error.errno:
                 error.strerror = why
@@ -1147,7 +1182,7 @@ class _Connection:
 
     def _look_up(self, deadline: float) -> list[Any]:
         arguments = self.host, self.port, self.family, socket.SOCK_STREAM
-        with contextlib.suppress(socket.gaierror):  # it is a name
+        with contextlib.suppress(socket.gaierror):  # as it is for a name
             return socket.getaddrinfo(*arguments, flags=socket.AI_NUMERICHOST)
         found: list[Any] = []
         failure: OSError = TimeoutError(f"no answer within {self.timeout:g} s")
@@ -1159,7 +1194,7 @@ class _Connection:
             except OSError as error:
                 failure = error
 
-        # That heeds neither a time limit nor Ctrl-C, so it may have to be left to itself.
+        # getaddrinfo() heeds neither a time limit nor Ctrl-C, so it may have to be left to itself.
         thread = threading.Thread(target=look_up, daemon=True)
         thread.start()
         _join(thread, deadline)
@@ -1193,10 +1228,13 @@ class _Connection:
             if not _ready({self.socket: _WRITE}, max(0, seconds)):
                 raise TimeoutError(f"no answer within {round(seconds, 2):g} s")
             code = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if not code and self.socket.getsockname()[:2] == address[:2]:
+            code = errno.ECONNREFUSED  # nobody listens, and by chance TCP has met itself
         if code:
             raise OSError(code, os.strerror(code))
 
     def _shake_hands(self, deadline: float) -> None:
+        # A certificate has neither a zone nor the dot of the root.
         name = self.server_hostname or self.host.partition("%")[0].rstrip(".")
         self.socket = self.ssl_context.wrap_socket(
             self.socket, server_hostname=name, do_handshake_on_connect=False
@@ -1212,7 +1250,7 @@ class _Connection:
                 raise TimeoutError(f"no answer within {self.timeout:g} s")
 
     def send(self) -> None:
-        """Send of what is unsent as much as goes now."""
+        """Send as much of what is unsent as the socket takes now."""
         self._to_send = 0
         try:
             while self.unsent and not (self.unsendable or self.ended):
@@ -1224,15 +1262,18 @@ class _Connection:
                 self.unsendable = _how_it_ended(error)
 
     def receive(self, until: float) -> bytes:
-        """Return what has come.  If nothing has, wait until something does, or more can be sent."""
+        """Return what has come, and send.
+
+        If nothing has come, wait until something does, or more can be sent; return nothing then.
+        """
         data = b""
         try:
             while not self.ended and len(data) < _BLOCK:
                 some = self.socket.recv(_BLOCK)
                 data += some
-                if not some:  # to fail to send may have been the only sign of a reset
+                if not some:  # a reset may have shown only when sending
                     self.ended = self.unsendable or "the connection ended"
-                if not self.ssl_context:  # of which only 16 KiB come at a time
+                if not self.ssl_context:  # TLS gives 16 KiB at most: go on
                     break
         except OSError as error:
             if not (to_receive := _awaited(error, _READ)):
@@ -1241,6 +1282,17 @@ class _Connection:
                 _ready({self.socket: to_receive | self._to_send}, left)
         self.send()
         return data
+
+    def count(self, replies: bytes, lines: bytes, first: int) -> int:
+        """Count whole *replies* to some of *lines*, of which the first is number *first*."""
+        self.last, count = (replies, lines, first), replies.count(b"\n")
+        self.lines, self.bytes = self.lines + count, self.bytes + len(replies)
+        return count
+
+    def expect_nothing(self, until: float = 0) -> None:
+        """Raise an error if something has come, or comes by then, that nobody has asked for."""
+        if unasked := self.receive(until):
+            raise _error_in(unasked)
 
     def acknowledged(self, size: int) -> str:
         """Say how much of *size* bytes has reached the other end's system, if ours tells."""
@@ -1257,109 +1309,98 @@ class _Connection:
             self.socket.close()
 
 
-def _how_it_ended(error: OSError) -> str:
-    why = "the connection was reset" if isinstance(error, ConnectionError) else _in_words(error)
-    return why if why.startswith("the connection") else f"the connection broke: {why}"
-
-
 def _exchange(connection: _Connection, lines: bytes, write: _Write, compare: bool = False) -> None:
-    """Send whole *lines*, and *write* the lines that come, each in time, until they are as many.
+    """Send whole *lines*; *write* the replies as they come, until there is one for each line.
 
-    To *compare* them with the reverse of *lines* ends it at the first byte that differs.
+    Each reply has connection.timeout seconds, from the one before.  With *compare*, stop at the
+    first byte that is not the reverse of *lines*.
     """
-    if unasked := connection.receive(until=0):
-        raise _unasked(unasked)
+    connection.expect_nothing()
     connection.unsent = memoryview(lines)
     connection.send()
-    due = reverse_lines(lines) if compare else b""  # while the server does the same
-    owed, done, right = lines.count(b"\n"), 0, True  # lines; bytes that came; does none differ?
-    replies, error = _Lines(sys.maxsize), None
+    expected = reverse_lines(lines) if compare else b""  # here, so that both ends work at once
+    owed = total = lines.count(b"\n")  # replies that have not come
+    done = 0  # bytes of those that have
+    equal = True  # so far
+    replies, error = _Lines(), None
     late_at = time.monotonic() + connection.timeout
     while owed or connection.unsent:
-        data = connection.receive(late_at)
-        right = right and (not compare or due.startswith(data, done + len(replies.unfinished)))
+        data = connection.receive(late_at)  # which sends, too
+        at = done + len(replies.unfinished)  # where *data* belongs in *expected*
+        equal = equal and (not compare or expected.startswith(data, at))
         whole, begun = replies.add(data), replies.unfinished
-        if not right:
-            whole, begun, error = _compare(connection, whole + begun, due[done:], lines[done:])
+        if not equal:
+            whole, begun, error = _compare(connection, whole + begun, expected[done:], lines[done:])
+        if whole.count(b"\n") > owed:
+            surplus = b"\n".join(whole.split(b"\n")[owed:])
+            whole, begun = whole[: -len(surplus)], bytearray(surplus) + begun
         if whole:
             write(whole)
-            count = whole.count(b"\n")
-            connection.last, owed, done = whole, owed - count, done + len(whole)
-            connection.lines += count
-            connection.bytes += len(whole)
+            owed -= connection.count(whole, lines, total - owed)
+            done += len(whole)
             late_at = time.monotonic() + connection.timeout
         elif (connection.ended and not data) or time.monotonic() >= late_at:
-            raise _missing(connection, bytes(begun), owed, len(lines))
+            raise _missing(connection, begun, owed, len(lines))
         elif len(begun) > max(len(lines), _LONGEST):
             raise ReplyError(f"a reply without end: {_quote(begun)} came")
-        if owed < bool(begun):
-            raise _unasked(bytes(begun) or whole[-60:])
+        if begun and not owed:
+            raise _error_in(begun)
         if error:
             raise error
+    connection.expect_nothing()
 
 
 def _compare(
-    connection: _Connection, text: bytes, due: bytes, lines: bytes
+    connection: _Connection, text: bytes, expected: bytes, lines: bytes
 ) -> tuple[bytes, bytearray, ReplyError | None]:
-    """Return the lines of *text* that are *due*, what follows, and its error if that is certain."""
-    pairs = enumerate(zip(text, due))
-    at = next((at for at, (came, right) in pairs if came != right), min(len(text), len(due)))
+    """Return the lines of *text* that are as *expected*, what follows, and what is wrong with it.
+
+    That is None for as long as it may yet become an error of the server's own.
+    """
+    pairs = enumerate(zip(text, expected))
+    at = next((at for at, (came, right) in pairs if came != right), min(len(text), len(expected)))
     begin = text.rfind(b"\n", 0, at) + 1
-    came, reply, line = (it[begin : it.find(b"\n", begin) + 1 or None] for it in (text, due, lines))
+    came, reply, line = (
+        each[begin : each.find(b"\n", begin) + 1 or None] for each in (text, expected, lines)
+    )
     error: ReplyError | None = None
     if came.startswith(b"error: "):
-        error = _unasked(came) if came.endswith(b"\n") else None
+        error = _error_in(came) if came.endswith(b"\n") else None
     elif came.endswith(b"\n") or not b"error: ".startswith(came):
-        echo = line.startswith(came) and len(came) >= min(len(line), 20)
+        echo = line.startswith(came) and len(came) >= min(len(line), 20)  # less may be chance
         wrong = f"{'an echo' if echo else 'not the reverse'} at byte {connection.bytes + at + 1}"
         if connection.lines or line != lines:
             wrong += ", line " + str(connection.lines + text.count(b"\n", 0, at) + 1)
-        at -= begin
-        wrong += f": {_quote(came, at)} came, {_quote(reply, at)} should have come"
+        column = at - begin
+        wrong += f": {_quote(came, column)} came, {_quote(reply, column)} should have come"
         error = _WrongReplyError(wrong)
     return text[:begin], bytearray(text[begin:]), error
 
 
-def _missing(connection: _Connection, begun: bytes, owed: int, size: int) -> OSError:
-    """Return an error that says why no more came after what has *begun*.
-
-    It is the server's own, if one was among the last lines before the connection ended.
-    """
-    text = connection.last + begun
-    at = (b"\n" + text).rfind(b"\nerror: ")
-    if at >= 0 and (connection.ended or not owed):
-        connection.lines -= connection.last.count(b"\n", at)  # an error is no answer
-        connection.bytes -= len(connection.last[at:])
-        return _unasked(text[at:])
+def _missing(connection: _Connection, begun: bytes | bytearray, owed: int, size: int) -> OSError:
+    """Return an error that says why no more came after what has *begun*."""
+    if connection.ended or not owed:
+        if begun.startswith(b"error: "):
+            return _error_in(begun)
+        if own := _error_among(*connection.last):
+            connection.lines -= own.count(b"\n")  # an error is no answer
+            connection.bytes -= len(own)
+            return _error_in(own)
     only = f"; only {_quote(begun)} came" if begun else ""
     if connection.ended:
         return ReplyError(connection.ended + only)
+    # Without a reply that is owed, the server has answered before it had all.
     what = "no end of the reply" if begun else "no reply" if owed else "not all was sent"
     within = f"within {connection.timeout:g} s{connection.acknowledged(size)}"
     return TimeoutError(f"{what} {within}{only}")
 
 
-def _unasked(data: bytes) -> ReplyError:
+def _error_in(data: bytes | bytearray) -> ReplyError:
     """Return an error for what came and is no reply: the server's own, if it begins like one."""
     if not data.startswith(b"error: "):
         return _WrongReplyError(f"more came than was asked for: {_quote(data)}")
     words = data[:200].partition(b"\n")[0].rstrip(b"\r").decode("utf-8", "replace")
     return ReplyError(_printable(words))
-
-
-def _quote(data: bytes | bytearray, at: int = 0) -> str:
-    """Return what stands there in *data*, and some bytes before it, as one can show them."""
-    shown = bytes(data[max(at - 8, 0) :])
-    return repr(shown[:60])[1:] + "..." * (len(shown) > 60)
-
-
-def _line_of(text: str) -> bytes:
-    line = text.encode("utf-8", "surrogateescape") + b"\n"
-    if b"\n" in line[:-1]:
-        raise ValueError("a line ending within the text")
-    if line.endswith(b"\r\n"):
-        raise ValueError("a CR at the end would become part of the line's ending")
-    return line
 
 
 def _ask(connection: _Connection, text: str, compare: bool = False) -> str:
@@ -1368,7 +1409,7 @@ def _ask(connection: _Connection, text: str, compare: bool = False) -> str:
     _exchange(connection, line, replies.append, compare)
     reply = b"".join(replies)
     if reply.startswith(b"error: ") and reply != reverse_lines(line):
-        raise _unasked(reply)
+        raise _error_in(reply)
     return reply[:-1].decode("utf-8", "surrogateescape")
 
 
@@ -1406,7 +1447,7 @@ def stream(
 
     Raises ReplyError if the server does not answer each line by one line; OSError if the connection
     fails or takes too long, or a line is longer than 64 MiB; and what *source* and *sink* raise.
-    Every OSError tells how much was answered before.
+    After connecting, every OSError tells how much was answered before.
 
     >>> with running_server() as server:
     ...     sink = io.BytesIO()
@@ -1425,18 +1466,17 @@ def _pass_through(
     connection: _Connection, read: Callable[[int], Any], write: _Write, compare: bool = False
 ) -> int:
     """Send what there is to *read*, as it comes, and *write* the replies; return their length."""
-    lines, ended = b"", True
+    ended = True
     with contextlib.closing(connection):
         connection.open()
         try:
             for lines, ended in _whole_lines(read):
-                shown = write if ended else lambda reply: write(reply[:-1])
-                _exchange(connection, lines, shown, compare)
-            reply, line = (it[:-1].rpartition(b"\n")[2] for it in (connection.last, lines))
-            if reply.startswith(b"error: ") and reply != reverse_lines(line):
-                late_at = time.monotonic() + 1  # by then it is an answer, as nothing has ended
+                write_reply = write if ended else lambda reply: write(reply[:-1])
+                _exchange(connection, lines, write_reply, compare)
+            if _error_among(*connection.last).count(b"\n") == 1:  # an answer, if nothing ends now
+                late_at = time.monotonic() + 1
                 while not connection.ended and time.monotonic() < late_at:
-                    connection.receive(late_at)
+                    connection.expect_nothing(late_at)
                 if connection.ended:
                     raise _missing(connection, b"", 0, 0)
         except OSError as error:
@@ -1446,12 +1486,12 @@ def _pass_through(
             else:
                 error.args = (f"{error}{counts}",)
             raise
-    return connection.bytes - (not ended)
+    return connection.bytes - (not ended)  # the ending that was lent
 
 
 def _whole_lines(read: Callable[[int], Any]) -> Iterator[tuple[bytes, bool]]:
     """Yield what there is to *read*, in whole lines; tell if the last of them had its ending."""
-    lines = _Lines(sys.maxsize)
+    lines = _Lines()
     while data := read(_MUCH):
         if whole := lines.add(data):
             yield whole, True
@@ -1501,8 +1541,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (OSError, UnicodeError, ImportError) as error:  # what cannot be printed; no TLS
-        if isinstance(error, BrokenPipeError) and not serves:
-            return 0  # whoever read standard output has had enough
+        if isinstance(error, _ReaderGoneError) and not serves:
+            return 0
         _complain(args, error)
         return 1
 
@@ -1868,7 +1908,7 @@ def _run_client(args: argparse.Namespace) -> int:
             file.reconfigure(encoding=encoding, errors="surrogateescape")
     if args.message:
         _send_messages(args)
-    elif sys.stdin and sys.stdin.isatty() and sys.stdout.isatty():
+    elif all(file and file.isatty() for file in (sys.stdin, sys.stdout)):
         _prompt(args)
     else:
         _filter(args)
@@ -1925,17 +1965,23 @@ def _naming(stream: str) -> Iterator[None]:
         raise
 
 
+class _ReaderGoneError(BrokenPipeError):
+    """Whoever read standard output has had enough: no error of the connection, nor of ours."""
+
+
 @contextlib.contextmanager
 def _writing() -> Iterator[None]:
-    """Name standard output in its errors; where its reader has gone raise BrokenPipeError."""
+    """Name standard output in its errors; raise _ReaderGoneError where its reader has gone."""
     try:
         with _naming("standard output"):
+            if sys.stdout is None:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))  # noqa: TRY301
             yield
     except OSError as error:
         with contextlib.suppress(OSError), open(os.devnull, "wb") as nothing:
             os.dup2(nothing.fileno(), 1)  # at exit Python would try again, and complain
-        if os.name == "nt" and error.errno == errno.EINVAL:  # how Windows says so
-            raise BrokenPipeError(errno.EPIPE, error.strerror) from None
+        if error.errno == (errno.EINVAL if os.name == "nt" else errno.EPIPE):
+            raise _ReaderGoneError(error.errno, error.strerror) from None
         raise
 
 
@@ -1987,9 +2033,9 @@ def _progress(connection: _Connection) -> Iterator[None]:
 
 
 def _typed(prompt: str) -> Iterator[str]:
-    """Yield the lines that a person types, until Ctrl-D."""
-    shown_in = sys.stdout if sys.stdout.isatty() else sys.stderr
-    with contextlib.suppress(EOFError):
+    """Yield the lines that a person types, until Ctrl-D; none where standard input is closed."""
+    shown_in = sys.stdout if sys.stdout and sys.stdout.isatty() else sys.stderr
+    with contextlib.suppress(EOFError, RuntimeError):
         while True:
             with contextlib.redirect_stdout(shown_in):
                 try:
@@ -2006,7 +2052,7 @@ def _typed(prompt: str) -> Iterator[str]:
 def _run_ping(args: argparse.Namespace) -> int:
     probes, due_at = _Probes(args), time.monotonic()
     interrupting = _handling(signal.default_int_handler, signal.SIGTERM)
-    with contextlib.suppress(BrokenPipeError), interrupting:  # nobody may read all of the output
+    with contextlib.suppress(_ReaderGoneError), interrupting:
         with contextlib.suppress(KeyboardInterrupt), contextlib.closing(probes):
             while not probes.waiting and probes.sent() != args.count:
                 time.sleep(max(0, due_at - time.monotonic()))

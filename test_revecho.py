@@ -2873,8 +2873,9 @@ class ClientTest(ClientCase):
             (b"oll", ended % "oll", 0, 0),
             (b"ollehh", ended % "ollehh", 0, 0),
             (b"x" * 61, r"the connection ended; only 'x{60}'\.\.\. came", 0, 0),
-            (b"a\nb\n", more % r"a\\nb\\n", 2, 4),
+            (b"a\nb\n", more % r"b\\n", 1, 2),
             (b"olleh\nx", more % "x", 1, 6),
+            (b"olleh\nerror: enough\n", "error: enough", 1, 6),
             (b"x" * 70_000_000, r"a reply without end: 'x{60}'\.\.\. came", 0, 0),
             (b"error: no\r\n", "error: no", 0, 0),
             (b"error: " + b"x" * 300 + b"\n", "error: x{193}", 0, 0),
@@ -2980,6 +2981,48 @@ class ClientTest(ClientCase):
             with self.assertRaisesRegex(error, message):
                 self.request("x" * 50_000_000, address, timeout=0.3)
 
+    def test_more_lines_than_were_sent(self):
+        """What has come by the end of the last reply is seen, however the stream was cut."""
+        for length in (6, 4096, 65536, 131072):
+            sent, lines = threading.Event(), b"x" * (length - 1) + b"\n"
+
+            def serve(connection, sent=sent, lines=lines):
+                connection.sendall(receive(connection, len(lines)) + b"one too many\n")
+                sent.set()
+
+            def write(data, sent=sent):
+                self.assertTrue(sent.wait(LIMIT))
+                return len(data)
+
+            sink = SimpleNamespace(write=write, flush=lambda: None)
+            with self.assertRaisesRegex(revecho.ReplyError, r"asked for: 'one too many\\n'"):
+                revecho.stream(io.BytesIO(lines), sink, *at(self.other_server(serve)))
+
+    def test_each_reply_has_its_own_time(self):
+        def serve(connection):
+            connection.recv(100)
+            for part in (b"a\n", b"b\n", b"c\n"):
+                time.sleep(0.4)
+                connection.sendall(part)
+
+        lines = b"a\nb\nc\n"
+        self.assertEqual(self.stream(lines, self.other_server(serve), timeout=0.9), lines)
+
+    @needs_linux
+    def test_a_connection_to_itself(self):
+        """TCP makes one, when it chooses for this end the port to which it connects."""
+        connect = socket.socket.connect_ex
+
+        def connect_from_there(connection, address):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            connection.bind(address)
+            return connect(connection, address)
+
+        with mock.patch("socket.socket.connect_ex", connect_from_there):
+            for hello in self.hello():
+                with self.assertRaisesRegex(ConnectionRefusedError, "not connected: "):
+                    hello(("127.0.0.1", free_port()))
+
     def test_a_flood_that_is_no_reply(self):
         """It does not put off the end of the time."""
         address = self.other_server(lambda it: it.recv(6) and not self.flood(it, b"x" * 65536))
@@ -3050,6 +3093,16 @@ class RequestTest(ClientCase):
             message = "^error: stop; lines answered: 1, bytes answered: 19$"
             with self.assertRaisesRegex(revecho.ReplyError, message):
                 self.stream(b"a\nb\nc\nd\n", address)
+
+    def test_right_answers_that_begin_like_an_error(self):
+        """If the connection ends early, they are not to blame, and they count."""
+        lines, answers = b"ksid :rorre\nko\r\nenif\nmore\n", b"error: disk\nok\r\nfine\n"
+        message = "^the connection ended; lines answered: 3, bytes answered: 21$"
+        with self.assertRaisesRegex(revecho.ReplyError, message):
+            self.stream(lines, self.other_server(answer_with(answers)))
+        for line in (b"x :rorre\n", b"x :rorre\r\n"):
+            answer = revecho.reverse_lines(line)
+            self.assertEqual(self.stream(line, self.other_server(answer_with(answer))), answer)
 
     def test_service_whose_answers_have_another_length(self):
         server = self.serve(respond=lambda _, lines: lines[:-1] * 3 + b"\n")
@@ -3377,6 +3430,16 @@ class CommandLineTest(Case):
             why = COMPLAINT + "standard output: No space left .*\n"
             rows = ((f"{line} >/dev/full", b"", 1, why, lines) for line in clients)
             self.assert_all(*rows)
+
+    def test_standard_streams_that_are_closed(self):
+        port, why = to(self.serve()), COMPLAINT + "standard output: Bad file .*\n"
+        clients = [(f"client {port} {more} >&-", b"", 1, why, b"hello\n") for more in ("", "hello")]
+        self.assert_all(
+            *clients,
+            (f"ping {port} -c1 >&-", b"", 1, why),
+            (f"client {port} >&- 2>&-", b"", 1, "", b"hello\n"),
+            (f"client {port} --ask hello <&-", b"olleh\n"),
+        )
 
     def test_host_with_port(self):
         """As the server prints it; the same can be said twice."""
@@ -4521,6 +4584,29 @@ class TLSClientTest(ClientCase):
         until(lambda: b"ACCEPT" in server.stdout.readline())
         status, out, err = self.main(self.ours("client", ("", port), "hello 'two words'"))
         self.assertEqual((status, out, err), (0, "olleh\nsdrow owt\n", ""))
+
+    def test_broken_within_the_handshake(self):
+        """Not to be able to write to the server is not taken for a reader that has gone."""
+        import ssl
+
+        def serve(connection):
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(str(certificates() / "ours"))
+            received, to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
+            tls = context.wrap_bio(received, to_send, server_side=True)
+            received.write(connection.recv(65536))
+            with contextlib.suppress(ssl.SSLWantReadError):
+                tls.do_handshake()
+            connection.sendall(to_send.read())
+            connection.shutdown(socket.SHUT_WR)
+            reset(connection)
+
+        rows = []
+        for message in ("", "hello"):
+            address = to(self.other_server(serve))
+            client = f"client {address} --tls-ca {certificates() / 'ours'} {message}"
+            rows.append((client, b"", 1, COMPLAINT + "(no TLS|the conn).*\n", b"hello\n"))
+        self.assert_all(*rows)
 
     def test_broken_after_the_handshake(self):
         """While a part is to be sent; and by a server that says no farewell of TLS."""
