@@ -54,6 +54,7 @@ import io
 import itertools
 import logging
 import math
+import operator
 import os
 import queue
 import random
@@ -125,6 +126,24 @@ def _quote(data: bytes | bytearray, at: int = 0) -> str:
     """Return what stands there in *data*, and some bytes before it, as one can show them."""
     shown = bytes(data[max(at - 8, 0) :])
     return repr(shown[:60])[1:] + "..." * (len(shown) > 60)
+
+
+def _changed_byte(came: bytes, right: bytes, at: int) -> str:
+    """Return what became of the byte at which the two differ first, if the rest is much alike."""
+
+    def within(part: bytes, whole: bytes) -> bool:
+        rest = iter(whole)
+        return all(byte in rest for byte in part)
+
+    if right.isascii() or not came.endswith(b"\n"):  # a quotation of text says enough
+        return ""
+    if len(came) == len(right) and 3 * sum(map(operator.eq, came, right)) >= len(right):
+        return f"0x{right[at]:02x} came back as 0x{came[at]:02x}: "
+    if within(came, right):
+        return f"0x{right[at]:02x} is missing: "
+    if within(right, came) and came[at] == came[at - 1]:
+        return f"0x{came[at]:02x} came twice: "
+    return ""
 
 
 # ---- Reversing -----------------------------------------------------------------------------------
@@ -1372,7 +1391,8 @@ def _compare(
         if connection.lines or line != lines:
             wrong += ", line " + str(connection.lines + text.count(b"\n", 0, at) + 1)
         column = at - begin
-        wrong += f": {_quote(came, column)} came, {_quote(reply, column)} should have come"
+        change = "" if echo else _changed_byte(came, reply, column)
+        wrong += f": {change}{_quote(came, column)} came, {_quote(reply, column)} should have come"
         error = _WrongReplyError(wrong)
     return text[:begin], bytearray(text[begin:]), error
 
@@ -1591,7 +1611,8 @@ def _parser() -> argparse.ArgumentParser:
         (ping, "-W --timeout", *timeout, "for connecting, and for each reply"),
         (ping, "-c --count", int, (1, 10**9), None, "N", "lines to send; without it until Ctrl-C"),
         (ping, "-i --interval", float, (0, _LONGEST_WAIT), 1.0, "SECONDS", "from line to line"),
-        (ping, "-s --size", int, (2, 1 << 30), 64, "BYTES", "length of a line without its ending"),
+        (ping, "-s --size", int, (2, _LONGEST), 256, "BYTES",
+         "length of a line without its ending"),
     ):
         shown = " (default: %(default)g)" if default is not None else ""
         command.add_argument(*names.split(), type=_number(kind, *bounds), default=default,
@@ -2137,18 +2158,22 @@ class _Probes:
         _show(text)
 
 
-def _random_line(size: int) -> bytes:
-    """Return a line of ASCII and of bytes that are no part of any UTF-8, so each is a character.
+_CONTINUING = bytes(range(0x80, 0xC0))
+_NOT_CONTINUING = bytes({*range(256)} - {*_CONTINUING})
 
-    From a size of 26 on it has all of those.  A path that is not clean for eight bits does not
-    bring them back.
+
+def _random_line(size: int) -> bytes:
+    """Return a line of *size* bytes, and its ending, of which the reverse is its bytes backwards.
+
+    From a size of 255 on it holds every byte but LF: a path that loses or changes one is found out.
     """
-    others = bytes([0xC0, 0xC1, *range(0xF5, 0x100)])
-    table = 2 * (bytes({*range(128)} - {*b"\r\n"}) + others)
-    line = b""
-    while line == line[::-1]:  # else an echo would pass
-        line = others[: size // 2]
-        line += os.urandom(size - len(line)).translate(table[:256])
+    values = random.sample([*range(10), *range(11, 256)], min(size, 255))
+    data = bytes(values) + os.urandom(size - len(values)).replace(b"\n", b"x")
+    # The bytes that continue a character of UTF-8 stand before those that begin one, so that each
+    # is a character of its own, whatever its neighbours and the version of Unicode.
+    line = data.translate(None, _NOT_CONTINUING) + data.translate(None, _CONTINUING)
+    if line.endswith(b"\r"):  # it would belong to the ending
+        line = b"\r" + line[:-1]
     return line + b"\n"
 
 

@@ -3343,7 +3343,7 @@ class CommandLineTest(Case):
         for command, words in (
             ("server", f"{options} 127.0.0.1 2002 1000 65536 60 5 --quiet --verbose"),
             ("client", f"{of_both} --check --ask 127.0.0.1 2002 10"),
-            ("ping", f"{of_ping} 127.0.0.1 2002 10 1 64"),
+            ("ping", f"{of_ping} 127.0.0.1 2002 10 1 256"),
         ):
             status, out, err = self.main(f"{command} --help")
             self.assertEqual((status, err), (0, ""))
@@ -3375,7 +3375,7 @@ class CommandLineTest(Case):
             ("client -W/--timeout", "0 nan inf x", "number from 0.001 to 1000000"),
             ("ping --port", "0", "whole number from 1 to 65535"),
             ("ping -c/--count", "0 1.5", "whole number from 1 to 1000000000"),
-            ("ping -s/--size", "1", "whole number from 2 to 1073741824"),
+            ("ping -s/--size", "1", "whole number from 2 to 67108864"),
             ("ping -i/--interval", "-1", "number from 0 to 1000000"),
             ("ping -W/--timeout", "1000001", "number from 0.001 to 1000000"),
             ("server --port", "65536 -1", "whole number from 0 to 65535"),
@@ -3942,7 +3942,7 @@ class PingTest(ClientCase):
     def test_good_path(self):
         server = self.serve()
         times = r"(\d+\.\d\d)/(\d+\.\d\d)/(\d+\.\d\d)/(\d+\.\d\d) ms\n"
-        for options, size in (("", 64), ("--size 2", 2), ("-s 65536", 65536), ("-W 9 -4", 64)):
+        for options, size in (("", 256), ("--size 2", 2), ("-s 65536", 65536), ("-W 9 -4", 256)):
             status, out, err = self.ping(server, f"-c 3 {options}")
             self.assertEqual((status, err), (0, ""))
             probes = "".join(
@@ -3993,7 +3993,7 @@ class PingTest(ClientCase):
         unanswered = f"{shown[full]}: no answer within 0.2 s"
         self.stack(mock.patch.object(socket, "getaddrinfo", found))
         # What connecting took is told of the one that answered: less than the 200 ms of another.
-        good_line = rf"{shown[good]}: seq=1 64 .*connect=1?\d?\d\.\d\d ms reply=.* ms, after"
+        good_line = rf"{shown[good]}: seq=1 256 .*connect=1?\d?\d\.\d\d ms reply=.* ms, after"
         for tried, line, status in (
             ([refusing, good], f"{good_line} {refused}\n", 0),
             ([full, refusing, good], f"{good_line} {unanswered}; {refused}\n", 0),
@@ -4009,7 +4009,7 @@ class PingTest(ClientCase):
                               r"lookup min.*\nconnect min.*\nreply min.*\n\Z")
 
     def test_each_line_is_another(self):
-        """That is not its own reverse, and has bytes that are no part of any UTF-8."""
+        """That is not its own reverse; from 255 bytes on it holds them all, but for LF."""
         lines = []
 
         def respond(_, line):
@@ -4017,20 +4017,39 @@ class PingTest(ClientCase):
             return revecho.reverse_lines(line)
 
         server = self.serve(respond=respond)
-        start = time.monotonic()
-        self.assertEqual(self.ping(server, "--count 50 --size 2")[0], 0)
-        self.assertLess(time.monotonic() - start, LIMIT)  # it does not pause
-        for line in lines:
-            self.assertRegex(line, rb"\A[^\r\n]{2}\n\Z")
-            self.assertNotEqual(line[0], line[1])
-        self.assertGreater(len(set(lines)), 25)
-        lines.clear()
-        self.assertEqual(self.ping(server, "--count 9")[0], 0)
-        for line in lines:
-            self.assertEqual(revecho.reverse_lines(line), line[-2::-1] + b"\n")
-            self.assertLessEqual({0xC0, 0xC1, *range(0xF5, 0x100)}, {*line})
-            self.assertNotIn(13, line)
-        self.assertLess({*range(128)} - {10, 13} - {*b"".join(lines)}, {*range(128)})
+        for size in (2, 255, 256, 300):
+            lines.clear()
+            options = "" if size == 256 else f"-s {size}"
+            self.assertEqual(self.ping(server, f"-c 20 {options}")[0], 0)
+            self.assertGreater(len(set(lines)), len(lines) // 2)
+            for line in lines:
+                self.assertRegex(line, rb"(?s)\A[^\n]{%d}[^\r\n]\n\Z" % (size - 1))
+                self.assertEqual(revecho.reverse_lines(line), line[-2::-1] + b"\n")
+                self.assertNotEqual(line[-2::-1], line[:-1])
+                if size > 2:
+                    self.assertEqual({*line}, {*range(256)})
+
+    def test_paths_that_spoil_a_byte(self):
+        """Whichever it is, a single line finds out, and says what has become of it."""
+
+        def respond(_, line):
+            return spoilt(revecho.reverse_lines(spoilt(line)))
+
+        def spoilt(line):
+            return line.replace(*change)
+
+        server = self.serve(respond=respond)
+        for number in {*range(256)} - {*b"\n?"}:
+            byte, shown = bytes([number]), f"0x{number:02x}"
+            for replacement, said in (
+                (b"", f"{shown} is missing"),
+                (b"?", f"{shown} came back as 0x3f"),
+                (byte * 2, f"{shown} came twice"),
+            ):
+                change = byte, replacement
+                status, out, _ = self.ping(server, "-c 1")
+                self.assertEqual(status, 1)
+                self.assertIn(f": {said}: ", out)
 
     def test_slow_path(self):
         def slow(reply):
@@ -4103,7 +4122,7 @@ class PingTest(ClientCase):
 
     def test_full_server(self):
         server = self.serve(max_connections=1)
-        acknowledged = "; all 65 bytes acknowledged" * LINUX
+        acknowledged = "; all 257 bytes acknowledged" * LINUX
         with self.connect(server) as first:
             self.ask(first)
             outcome = self.probe(at(server), "--timeout 0.05")
@@ -4131,7 +4150,7 @@ class PingTest(ClientCase):
 
         def twice(connection):
             for _ in "12":
-                connection.sendall(revecho.reverse_lines(receive(connection, 65)))
+                connection.sendall(revecho.reverse_lines(receive(connection, 257)))
 
         _, out, _ = self.ping(self.other_server(twice), "--count 5 --keep")
         self.assertRegex(out, r"\A.* connect=.*\n.* reversed, reply=.*\n.*seq=3 failed .*: the "
@@ -4141,7 +4160,7 @@ class PingTest(ClientCase):
         """A probe that is under way counts as sent, and how far it has come is told."""
         good, one = [relay(self.serve())], "2 sent, 1 reversed, 0 failed (0%), 1 waiting"
         # An acknowledgement can be late by 40 ms.
-        acknowledged = "; (all|none of) 65 bytes acknowledged" * LINUX
+        acknowledged = "; (all|none of) 257 bytes acknowledged" * LINUX
         for number, before, options, shown, status in (
             (signal.SIGINT, good, "", one, 0),
             (signal.SIGTERM, good, "", one, 0),
@@ -4149,10 +4168,10 @@ class PingTest(ClientCase):
             (signal.SIGINT, [], "-q", "1 sent, 0 reversed, 0 failed (0%), 1 waiting", 1),
         ):
             gate = self.gate()
-            paths = by_turns(*before, lambda it, gate=gate: receive(it, 65) and gate.wait())
+            paths = by_turns(*before, lambda it, gate=gate: receive(it, 257) and gate.wait())
             ping = self.start(f"ping {to(self.other_server(paths))} --interval 0.001 {options}")
             if before:
-                self.assertRegex(ping.stdout.readline(), rb"seq=1 64 bytes reversed")  # at once
+                self.assertRegex(ping.stdout.readline(), rb"seq=1 256 bytes reversed")  # at once
             gate.until_reached()
             ping.send_signal(number)
             out, err = ping.communicate(timeout=LIMIT)
@@ -4437,8 +4456,8 @@ class TLSClientTest(ClientCase):
         for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
             serve = through_tls(answer_lines, ca="stranger", maximum_version=version)
             for options, shown in (
-                (f"--tls-cert {stranger}", "64 bytes reversed"),
-                (f"--tls-cert {stranger} --tls-key {stranger}", "64 bytes reversed"),
+                (f"--tls-cert {stranger}", "256 bytes reversed"),
+                (f"--tls-cert {stranger} --tls-key {stranger}", "256 bytes reversed"),
                 (f"--tls-cert {ours}", "failed .* alert unknown ca"),
                 ("", "failed .* alert (certificate required|handshake failure)"),
             ):
