@@ -719,7 +719,7 @@ class LineHandler(socketserver.StreamRequestHandler):
                 break
             except OSError as error:
                 self._wait_after(error, _READ)
-        if time.monotonic() >= self.server.receive_until:  # an end may be the server's own cut
+        if time.monotonic() >= self.server.receive_deadline:  # an end may be the server's own cut
             raise CloseConnection(why="stopping")
         return data
 
@@ -757,7 +757,7 @@ class LineHandler(socketserver.StreamRequestHandler):
         if awaited := _awaited(error, event):
             self._wait(awaited)
         else:
-            cut = time.monotonic() >= self.server.open_until  # by the server
+            cut = time.monotonic() >= self.server.deadline  # by the server
             raise CloseConnection(why="stopping" if cut else _in_words(error)) from error
 
     def _wait(self, event: int) -> None:
@@ -826,7 +826,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
     stopping = False
     _poll: Any = None  # waits for a client, or for the stop; made when first needed
     # By time.monotonic(); a stop sets them.  The time between is for sending and draining.
-    receive_until = open_until = math.inf
+    receive_deadline = deadline = math.inf
 
     def __init__(
         self,
@@ -881,7 +881,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         """
         with self._accepting():
             while not self.stopping:
-                self._accept_one()
+                self._accept_next()
 
     def handle_request(self) -> None:
         """Raise NotImplementedError: call serve_forever()."""
@@ -893,7 +893,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         this = threading.current_thread()
         try:
             with self._changed:
-                self._wait_until(lambda: not self._acceptor, self.open_until + _TIME_TO_END)
+                self._wait_until(lambda: not self._acceptor, self.deadline + _TIME_TO_END)
                 self._acceptor = this
             yield
         finally:
@@ -902,7 +902,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
                     self._acceptor = None
                 self._changed.notify_all()
 
-    def _accept_one(self) -> bool:
+    def _accept_next(self) -> bool:
         """Wait for room and for a client, and hand it to a worker; return false if none came.
 
         At a stop this waits for no client, and for room only while there is time to receive.
@@ -943,8 +943,8 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         """Wait until no more than *most* connections are open, or a stop begins."""
         if len(self.connections) <= most:
             return True
-        before = self.stopping  # if this is true, receive_until has been set
-        until = min(self.receive_until, time.monotonic() + seconds)
+        before = self.stopping  # if this is true, receive_deadline has been set
+        until = min(self.receive_deadline, time.monotonic() + seconds)
         if time.monotonic() > self._crowded_at + 1:  # once for each crowd
             log.warning("cannot accept, others wait: %s", why)
         self._wait_until(lambda: len(self.connections) <= most or self.stopping > before, until)
@@ -996,7 +996,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         """Read and drop what comes until the peer ends, or is quiet and has acknowledged all."""
         heard_at = now = time.monotonic()
         end, left = now + self.drain_time, self.drain_limit
-        while left > 0 and now < min(end, self.open_until):
+        while left > 0 and now < min(end, self.deadline):
             quiet = self.stopping or now >= heard_at + self.drain_quiet
             if quiet and not _unacknowledged(request):
                 break
@@ -1032,24 +1032,24 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         try:
             with self._accepting(), contextlib.suppress(OSError, ValueError):  # it does not listen
                 for _ in range(self.request_queue_size + 1):  # as many as can wait
-                    if time.monotonic() >= self.receive_until or not self._accept_one():
+                    if time.monotonic() >= self.receive_deadline or not self._accept_next():
                         break
             super().server_close()  # newcomers are refused from now on
-            self._wait_until(lambda: not self.connections, self.open_until)
+            self._wait_until(lambda: not self.connections, self.deadline)
         finally:
             self._tell_all_to_stop(0)
             with self._accepting(), self._changed:  # so none is added any more
                 super().server_close()  # again, if an exception has come before
                 for connection in self.connections:
                     _shut(connection, socket.SHUT_RDWR)
-            self._workers.end(self.open_until + _TIME_TO_END)
+            self._workers.end(self.deadline + _TIME_TO_END)
             self.stop_signal.close()
             self._stopper.close()
 
     def _tell_all_to_stop(self, grace: float) -> None:
         with self._changed:
-            self.open_until = min(self.open_until, time.monotonic() + grace)
-            self.receive_until = min(self.receive_until, self.open_until - 0.1 * grace)
+            self.deadline = min(self.deadline, time.monotonic() + grace)
+            self.receive_deadline = min(self.receive_deadline, self.deadline - 0.1 * grace)
             self.stopping = True
             _shut(self._stopper, socket.SHUT_RDWR)
             self._changed.notify_all()
@@ -1128,7 +1128,7 @@ def running_server(
             yield server
         finally:
             server.server_close()
-            _join(accepting, server.open_until + _TIME_TO_END)
+            _join(accepting, server.deadline + _TIME_TO_END)
     for error in errors:
         raise error
 

@@ -4364,7 +4364,7 @@ def certificates():
         command += f"-subj /CN={name} -addext subjectAltName={valid_for} -keyout {name} -out {name}"
         subprocess.run(command.split(), cwd=folder.name, check=True, capture_output=True)
     path = pathlib.Path(folder.name)
-    command = "openssl x509 -in ours -signkey ours -days -1"
+    command = "openssl x509 -in ours -signkey ours -days 0"
     expired = subprocess.run(command.split(), cwd=folder.name, check=True, capture_output=True)
     key, begin, certificate = (path / "ours").read_text().partition("-----BEGIN CERT")
     (path / "expired").write_text(key + expired.stdout.decode())
