@@ -1135,8 +1135,7 @@ def running_server(
 
 # ---- The client ----------------------------------------------------------------------------------
 
-# The client counts: one reply for each line.  So it need not half-close to learn that all lines are
-# answered.
+# The client counts, one reply for each line.  So it need not half-close to know when all came.
 
 _LONGEST = 1 << 26  # bytes in a line of a stream, or in the reply to a line that is no longer
 _MUCH = 1 << 20  # bytes of a stream that are read at a time
@@ -1152,7 +1151,7 @@ class _WrongReplyError(ReplyError):
 
 
 class _Connection:
-    """A connection to a server.  It never blocks; *timeout* is for open(), then for each reply."""
+    """A connection to a server; *timeout* is for all of open(), and then for each reply."""
 
     def __init__(
         self, host: str, port: int, timeout: float, ssl_context: Any = None,
@@ -1201,7 +1200,7 @@ class _Connection:
 
     def _look_up(self, deadline: float) -> list[Any]:
         arguments = self.host, self.port, self.family, socket.SOCK_STREAM
-        with contextlib.suppress(socket.gaierror):  # as it is for a name
+        with contextlib.suppress(socket.gaierror):  # which says that it is a name
             return socket.getaddrinfo(*arguments, flags=socket.AI_NUMERICHOST)
         found: list[Any] = []
         failure: OSError = TimeoutError(f"no answer within {self.timeout:g} s")
@@ -1231,7 +1230,7 @@ class _Connection:
                 self._connect_to(address, seconds)
                 return
             except OSError as error:
-                failure = error
+                failure = error  # Python takes *error* away here
             self.close()
             named = "" if address[0] == self.host else f"{self.address}: "
             lacking = "this end lacks something: " * (failure.errno in _LACKING_HERE)
@@ -1323,7 +1322,7 @@ class _Connection:
 
     def close(self) -> None:
         if self.ssl_context and not self.undone:
-            _say_farewell(self.socket, 0)
+            _say_farewell(self.socket, 0)  # if there is room for it
         if self.socket:
             self.socket.close()
 

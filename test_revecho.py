@@ -3786,7 +3786,7 @@ class ClientCommandTest(Case):
             with io.BufferedReader(client.stdout) as replies:
                 for _ in range(25):
                     self.assertEqual(replies.read(len(reply)), reply)
-                self.assertLess(resident(client.pid), 32_000)
+                self.assertLess(resident(client.pid), 40_000)
                 client.stdin.close()
 
     def test_filter_is_live(self):
