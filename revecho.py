@@ -1114,13 +1114,9 @@ def running_server(
             errors.append(error)
 
     with server_class(
-        server_address,
-        RequestHandlerClass,
-        max_connections=max_connections,
-        max_line=max_line,
-        idle_timeout=idle_timeout,
-        grace=grace,
-        ssl_context=ssl_context,
+        server_address, RequestHandlerClass,
+        max_connections=max_connections, max_line=max_line, idle_timeout=idle_timeout,
+        grace=grace, ssl_context=ssl_context,
     ) as server:
         accepting = threading.Thread(target=accept, daemon=True)
         accepting.start()
