@@ -271,9 +271,10 @@ class _Lines:
 
 
 def _error_among(replies: bytes, lines: bytes, first: int) -> bytes:
-    """Return the last of *replies* from the one on that can be the server's own error, or none.
+    """Return the end of *replies*, from an error of the server's own on, or nothing.
 
-    They are replies to *lines*, from number *first* on, and the reverse of its line is no error.
+    *replies* answer *lines* from number *first* on.  One that begins with ``error: `` is no error
+    if it is the reverse of its line.
     """
     at = len(replies)
     pairs = zip(io.BytesIO(replies), itertools.islice(io.BytesIO(lines), first, None))
@@ -440,8 +441,8 @@ def _tls_context(
     return context
 
 
-def _prepare_server_context(context: ssl.SSLContext) -> None:
-    """Raise OSError for a context that is made for clients, with which each connection would fail.
+def _server_context(context: ssl.SSLContext) -> ssl.SSLContext:
+    """Return *context*; raise OSError for one that is made for clients: no handshake would succeed.
 
     An end without a farewell ends no line; Python 3.9 would let it.
     """
@@ -450,6 +451,7 @@ def _prepare_server_context(context: ssl.SSLContext) -> None:
     if context.protocol is ssl.PROTOCOL_TLS_CLIENT:
         raise OSError("ssl_context is for clients (PROTOCOL_TLS_CLIENT)")
     context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 1 << 7)
+    return context
 
 
 def _with_tls(connection: socket.socket, context: ssl.SSLContext) -> socket.socket:
@@ -679,7 +681,7 @@ class LineHandler(socketserver.StreamRequestHandler):
             if end.why != "idle" or not lines.unfinished:
                 raise
             limit = _quantity(self.server.idle_timeout, "second")
-            raise ProtocolError(f"line not finished within {limit}", end.reply) from None
+            raise ProtocolError(f"line not finished within {limit}") from None
         if last := lines.last():
             self.send(self.respond(last))
 
@@ -844,9 +846,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         self.max_line = _limit("max_line", max_line)
         self.idle_timeout = _limit("idle_timeout", idle_timeout)
         self.grace = _limit("grace", grace)
-        self.ssl_context = ssl_context
-        if ssl_context:
-            _prepare_server_context(ssl_context)
+        self.ssl_context = ssl_context and _server_context(ssl_context)
         self.connections: set[socket.socket] = set()
         # Guards connections and _acceptor.  It is notified when a connection is closed, when
         # nobody accepts any more, and when the server stops.
@@ -1166,7 +1166,7 @@ class _Connection:
         self.unsendable = ""  # why it never will, if so
         self.ended = ""  # how the connection has ended, if it has
         self.lines = self.bytes = 0  # that have been answered
-        self.last = b"", b"", 0  # the replies that came last; to which lines; the first of these
+        self.last = b"", b"", 0  # replies that came last, lines sent, number of the first answered
 
     def open(self) -> None:
         """Look up the host, connect, shake hands; raise an OSError that says which step failed."""
@@ -1298,7 +1298,7 @@ class _Connection:
         return data
 
     def count(self, replies: bytes, lines: bytes, first: int) -> int:
-        """Count whole *replies* to some of *lines*, of which the first is number *first*."""
+        """Count *replies*, whole lines that answer *lines* from number *first* on."""
         self.last, count = (replies, lines, first), replies.count(b"\n")
         self.lines, self.bytes = self.lines + count, self.bytes + len(replies)
         return count
@@ -1457,8 +1457,8 @@ def stream(
 ) -> int:
     r"""Send the lines of *source*, write the replies to *sink*, return how many bytes these have.
 
-    Both are binary files that block; *source* may take its time.  A last line without an ending is
-    lent one, which its reply loses again.  The other arguments are those of request().
+    Both are binary files that block; *source* may take its time.  If the last line has no ending,
+    one is added, and removed from the reply.  The other arguments are those of request().
 
     Raises ReplyError if the server does not answer each line by one line; OSError if the connection
     fails or takes too long, or a line is longer than 64 MiB; and what *source* and *sink* raise.
@@ -1501,7 +1501,7 @@ def _pass_through(
             else:
                 error.args = (f"{error}{counts}",)
             raise
-    return connection.bytes - (not ended)  # the ending that was lent
+    return connection.bytes - (not ended)  # the ending that was added
 
 
 def _whole_lines(read: Callable[[int], Any]) -> Iterator[tuple[bytes, bool]]:
