@@ -48,10 +48,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime
 import errno
 import functools
 import io
 import itertools
+import json
 import logging
 import math
 import operator
@@ -68,7 +70,7 @@ import threading
 import time
 import unicodedata
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, BinaryIO, Callable, TypeVar, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, Callable, NamedTuple, TypeVar, overload
 
 with contextlib.suppress(ImportError):  # Windows has neither
     import fcntl
@@ -101,6 +103,7 @@ _BLOCK = 65536  # bytes asked for in one receive
 
 log = logging.getLogger("revecho")
 _Server = TypeVar("_Server", bound="ReverseServer")
+_Write = Callable[[bytes], Any]
 
 
 def _limit(name: str, value: Any) -> Any:
@@ -122,10 +125,20 @@ def _printable(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
+def _date(seconds: float, utc: bool = False) -> str:
+    """Return a time since the epoch as a local date and time, or as ISO 8601 writes that of UTC."""
+    date = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc if utc else None)
+    return date.isoformat("T" if utc else " ", "milliseconds")
+
+
 def _quote(data: bytes | bytearray, at: int = 0) -> str:
-    """Return what stands there in *data*, and some bytes before it, as one can show them."""
+    """Return what stands there in *data*, and some bytes before it, as one can show them.
+
+    If it is long, the end is shown as well: there a reversed line has its beginning.
+    """
     shown = bytes(data[max(at - 8, 0) :])
-    return repr(shown[:60])[1:] + "..." * (len(shown) > 60)
+    parts = [shown] if len(shown) <= 20 else [shown[:12], shown[-8:]]
+    return "...".join(repr(part)[1:] for part in parts)
 
 
 def _changed_byte(came: bytes, right: bytes, at: int) -> str:
@@ -138,11 +151,11 @@ def _changed_byte(came: bytes, right: bytes, at: int) -> str:
     if right.isascii() or not came.endswith(b"\n"):  # a quotation of text says enough
         return ""
     if len(came) == len(right) and 3 * sum(map(operator.eq, came, right)) >= len(right):
-        return f"0x{right[at]:02x} came back as 0x{came[at]:02x}: "
+        return f"0x{right[at]:02x} came back as 0x{came[at]:02x}"
     if within(came, right):
-        return f"0x{right[at]:02x} is missing: "
+        return f"0x{right[at]:02x} is missing"
     if within(right, came) and came[at] == came[at - 1]:
-        return f"0x{came[at]:02x} came twice: "
+        return f"0x{came[at]:02x} came twice"
     return ""
 
 
@@ -392,22 +405,85 @@ def _awaited(error: OSError, event: int) -> int:
     return events.get(type(error).__name__, 0)
 
 
-def _unacknowledged(connection: socket.socket) -> int | None:
-    """Return how many bytes the peer has yet to acknowledge, if the system tells."""
+def _unacknowledged(connection: socket.socket, not_sent: bool = False) -> int | None:
+    """Return how many bytes the peer has yet to acknowledge, if the system tells.
+
+    With *not_sent* (Linux tells), how many of them could not be sent yet.
+    """
     with contextlib.suppress(NameError, OSError, ValueError):  # no fcntl, or it is closed
         if sys.platform != "win32" and connection.family != socket.AF_UNIX:  # it counts otherwise
-            count = fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4))
-            return int.from_bytes(count, sys.byteorder)
+            request = 0x894B if not_sent else termios.TIOCOUTQ  # SIOCOUTQNSD
+            return int.from_bytes(fcntl.ioctl(connection, request, bytes(4)), sys.byteorder)
     return None
 
 
-def _sent_again(connection: socket.socket) -> int:
-    """Return how many segments had to be sent again; 0 where the system does not tell."""
+def _acknowledged(connection: socket.socket, size: int, unsent: int) -> str:
+    """Say how much of *size* bytes has reached the other end's system, if ours tells.
+
+    It has been given all of them but the *unsent* ones.
+    """
+    if (left := _unacknowledged(connection)) is None:
+        return ""
+    if (_unacknowledged(connection, not_sent=True) or 0) + unsent >= size:
+        return "; nothing could be sent"  # the other end leaves no room
+    share = "none of" if left + unsent >= size else "some of" if left + unsent else "all"
+    return f"; {share} {_quantity(size, 'byte')} acknowledged"
+
+
+def _sent_again(connection: socket.socket) -> int | None:
+    """Return how many segments had to be sent again, if the system tells."""
     with contextlib.suppress(AttributeError, OSError):
         if sys.platform == "linux":
             info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
             return int.from_bytes(info[100:], sys.byteorder)  # tcp_info.tcpi_total_retrans
-    return 0
+    return None
+
+
+_ICMP = {
+    (3, 0): "network unreachable",
+    (3, 1): "host unreachable",
+    (3, 2): "protocol unreachable",
+    (3, 3): "port unreachable",
+    (3, 9): "network prohibited",
+    (3, 10): "host prohibited",
+    (3, 13): "administratively prohibited",
+    (11, 0): "time to live exceeded",
+}
+
+
+def _icmp(connection: socket.socket) -> str:
+    """Say which ICMP message ended an attempt to connect, and who sent it; Linux tells for IPv4.
+
+    With the option IP_RECVERR it would tell more, but then such a message ends a connection that
+    could have survived it.
+    """
+    with contextlib.suppress(OSError):  # there was none
+        if sys.platform == "linux":
+            # MSG_ERRQUEUE and IP_RECVERR, for which Python has no names, give a struct
+            # sock_extended_err of 16 bytes, with the origin (2 is ICMP), type and code from byte 4
+            # on, and then the sender's address.
+            for level, kind, data in connection.recvmsg(0, 512, 0x2000)[1]:
+                if (level, kind, data[4]) == (socket.IPPROTO_IP, 11, 2):
+                    what = _ICMP.get((data[5], data[6]), f"type {data[5]} code {data[6]}")
+                    return f" (ICMP {what} from {socket.inet_ntoa(data[20:24])})"
+    return ""
+
+
+def _connect_to(connection: socket.socket, address: Any, seconds: float, source: Any) -> None:
+    """Connect it to *address*, from *source* if there is one; leave it non-blocking."""
+    _set_options(connection)
+    connection.setblocking(False)
+    if source:
+        connection.bind(source)
+    code = connection.connect_ex(address)
+    if code in (errno.EINPROGRESS, errno.EWOULDBLOCK):
+        if not _ready({connection: _WRITE}, max(0, seconds)):
+            raise TimeoutError(f"no answer within {round(seconds, 2):g} s")
+        code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if not code and connection.getsockname()[:2] == address[:2]:
+        code = errno.ECONNREFUSED  # nobody listens, and by chance TCP has met itself
+    if code:
+        raise OSError(code, os.strerror(code) + _icmp(connection))
 
 
 def _tls_context(
@@ -438,6 +514,15 @@ def _tls_context(
         if not error.filename and "PEM" in str(error):
             why = f"no certificate{' with its key' * options.startswith('--tls-cert')}, in PEM"
         raise OSError(f"{options}: {why}") from error
+    return context
+
+
+def _any_tls() -> ssl.SSLContext:
+    """Return a context for a client that asks only whether there is TLS."""
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context
 
 
@@ -1135,15 +1220,22 @@ def running_server(
 
 _LONGEST = 1 << 26  # bytes in a line of a stream, or in the reply to a line that is no longer
 _MUCH = 1 << 20  # bytes of a stream that are read at a time
-_Write = Callable[[bytes], Any]
 
 
-class ReplyError(ConnectionError):
+class _ClientError(OSError):
+    """An error of a *kind*, whose words are a reason, and details that differ each time."""
+
+    def __init__(self, reason: str, details: str = "", kind: str = "wrong-reply") -> None:
+        super().__init__(reason + details)
+        self.reason, self.details, self.kind = reason, details, kind
+
+
+class ReplyError(_ClientError, ConnectionError):
     """The connection ended before the whole reply, or what came is not the reply."""
 
 
-class _WrongReplyError(ReplyError):
-    """What came cannot be the reply, and is no error of the server's own either."""
+class _LateReplyError(_ClientError, TimeoutError):
+    """The reply, or a part of it, is missing when its time is over."""
 
 
 class _Connection:
@@ -1151,9 +1243,9 @@ class _Connection:
 
     def __init__(
         self, host: str, port: int, timeout: float, ssl_context: Any = None,
-        server_hostname: str | None = None, family: int = 0,
+        server_hostname: str | None = None, family: int = 0, source: Any = None,
     ) -> None:
-        self.host, self.family = host, family
+        self.host, self.family, self.source = host, family, source
         self.port, self.timeout = _limit("port", port), _limit("timeout", timeout)
         self.ssl_context, self.server_hostname = ssl_context, server_hostname
         self.undone = "not resolved"  # the step that is not done yet; empty when all are
@@ -1167,6 +1259,7 @@ class _Connection:
         self.ended = ""  # how the connection has ended, if it has
         self.lines = self.bytes = 0  # that have been answered
         self.last = b"", b"", 0  # replies that came last, lines sent, number of the first answered
+        self.received_at = 0.0  # when anything came last
 
     def open(self) -> None:
         """Look up the host, connect, shake hands; raise an OSError that says which step failed."""
@@ -1218,34 +1311,23 @@ class _Connection:
 
     def _connect(self, found: list[Any], deadline: float) -> None:
         """Try the addresses in turn, each for an even share of the time that is left."""
+        failure: Any = None  # the last; one of the path, if there is one
         for number, (family, kind, protocol, _, address) in enumerate(found):
             seconds = (deadline - time.monotonic()) / (len(found) - number)
             self.address, self._began = _address(address), time.perf_counter()
             try:
                 self.socket = socket.socket(family, kind, protocol)
-                self._connect_to(address, seconds)
+                _connect_to(self.socket, address, seconds, self.source)
                 return
             except OSError as error:
-                failure = error  # Python takes *error* away here
+                lacking = error.errno in _LACKING_HERE
+                failure = failure if failure and lacking else error
+                why = "this end lacks something: " * lacking + _in_words(error)
+                named = "" if address[0] == self.host else f"{self.address}: "
+                self.failed.append(named + why)
             self.close()
-            named = "" if address[0] == self.host else f"{self.address}: "
-            lacking = "this end lacks something: " * (failure.errno in _LACKING_HERE)
-            self.failed.append(f"{named}{lacking}{_in_words(failure)}")
         failure.strerror = "; ".join(self.failed)
         raise failure
-
-    def _connect_to(self, address: Any, seconds: float) -> None:
-        _set_options(self.socket)
-        self.socket.setblocking(False)
-        code = self.socket.connect_ex(address)
-        if code in (errno.EINPROGRESS, errno.EWOULDBLOCK):
-            if not _ready({self.socket: _WRITE}, max(0, seconds)):
-                raise TimeoutError(f"no answer within {round(seconds, 2):g} s")
-            code = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if not code and self.socket.getsockname()[:2] == address[:2]:
-            code = errno.ECONNREFUSED  # nobody listens, and by chance TCP has met itself
-        if code:
-            raise OSError(code, os.strerror(code))
 
     def _shake_hands(self, deadline: float) -> None:
         # A certificate has neither a zone nor the dot of the root.
@@ -1285,6 +1367,7 @@ class _Connection:
             while not self.ended and len(data) < _BLOCK:
                 some = self.socket.recv(_BLOCK)
                 data += some
+                self.received_at = time.monotonic()
                 if not some:  # a reset may have shown only when sending
                     self.ended = self.unsendable or "the connection ended"
                 if not self.ssl_context:  # TLS gives 16 KiB at most: go on
@@ -1305,16 +1388,11 @@ class _Connection:
 
     def expect_nothing(self, until: float = 0) -> None:
         """Raise an error if something has come, or comes by then, that nobody has asked for."""
-        if unasked := self.receive(until):
-            raise _error_in(unasked)
-
-    def acknowledged(self, size: int) -> str:
-        """Say how much of *size* bytes has reached the other end's system, if ours tells."""
-        if (left := _unacknowledged(self.socket)) is None:
-            return ""
-        left += len(self.unsent)
-        share = "all" if not left else "some of" if left < size else "none of"
-        return f"; {share} {_quantity(size, 'byte')} acknowledged"
+        while True:
+            if data := self.receive(until):
+                raise _error_in(self, data)
+            if self.ended or time.monotonic() >= until:
+                return
 
     def close(self) -> None:
         if self.ssl_context and not self.undone:
@@ -1354,11 +1432,11 @@ def _exchange(connection: _Connection, lines: bytes, write: _Write, compare: boo
             done += len(whole)
             late_at = time.monotonic() + connection.timeout
         elif (connection.ended and not data) or time.monotonic() >= late_at:
-            raise _missing(connection, begun, owed, len(lines))
+            raise _missing(connection, begun, owed, at + len(data), len(lines))
         elif len(begun) > max(len(lines), _LONGEST):
-            raise ReplyError(f"a reply without end: {_quote(begun)} came")
+            raise ReplyError("a reply without end", f": {_quote(begun)} came")
         if begun and not owed:
-            raise _error_in(begun)
+            raise _error_in(connection, begun)
         if error:
             raise error
     connection.expect_nothing()
@@ -1379,43 +1457,54 @@ def _compare(
     )
     error: ReplyError | None = None
     if came.startswith(b"error: "):
-        error = _error_in(came) if came.endswith(b"\n") else None
+        error = _error_in(connection, came) if came.endswith(b"\n") else None
     elif came.endswith(b"\n") or not b"error: ".startswith(came):
         echo = line.startswith(came) and len(came) >= min(len(line), 20)  # less may be chance
-        wrong = f"{'an echo' if echo else 'not the reverse'} at byte {connection.bytes + at + 1}"
-        if connection.lines or line != lines:
-            wrong += ", line " + str(connection.lines + text.count(b"\n", 0, at) + 1)
         column = at - begin
-        change = "" if echo else _changed_byte(came, reply, column)
-        wrong += f": {change}{_quote(came, column)} came, {_quote(reply, column)} should have come"
-        error = _WrongReplyError(wrong)
+        wrong = "an echo" if echo else _changed_byte(came, reply, column) or "not the reverse"
+        place = f" at byte {connection.bytes + at + 1}"
+        if connection.lines or line != lines:
+            place += ", line " + str(connection.lines + text.count(b"\n", 0, at) + 1)
+        shown = f"{_quote(came, column)} came"
+        if column or reply.isascii():  # else nothing of it came, and random bytes say nothing
+            shown += f", {_quote(reply, column)} should have come"
+        error = ReplyError(wrong, f"{place}: {shown}")
     return text[:begin], bytearray(text[begin:]), error
 
 
-def _missing(connection: _Connection, begun: bytes | bytearray, owed: int, size: int) -> OSError:
-    """Return an error that says why no more came after what has *begun*."""
+def _missing(
+    connection: _Connection, begun: bytes | bytearray, owed: int, came: int, size: int
+) -> OSError:
+    """Return an error that says why no more than *came* has come, of which a line has *begun*."""
     if connection.ended or not owed:
         if begun.startswith(b"error: "):
-            return _error_in(begun)
+            return _error_in(connection, begun)
         if own := _error_among(*connection.last):
             connection.lines -= own.count(b"\n")  # an error is no answer
             connection.bytes -= len(own)
-            return _error_in(own)
-    only = f"; only {_quote(begun)} came" if begun else ""
+            return _error_in(connection, own)
+    part = ""
+    if begun:
+        ago = time.monotonic() - connection.received_at
+        part = f"; {came} of {size} bytes came, the last {ago:.1f} s ago: {_quote(begun)}"
     if connection.ended:
-        return ReplyError(connection.ended + only)
+        kind = "reset" if "reset" in connection.ended else "ended"
+        return ReplyError(connection.ended, part, kind)
     # Without a reply that is owed, the server has answered before it had all.
     what = "no end of the reply" if begun else "no reply" if owed else "not all was sent"
-    within = f"within {connection.timeout:g} s{connection.acknowledged(size)}"
-    return TimeoutError(f"{what} {within}{only}")
+    what += f" within {connection.timeout:g} s"
+    what += _acknowledged(connection.socket, size, len(connection.unsent))
+    return _LateReplyError(what, part, "partial-reply" if begun else "no-reply")
 
 
-def _error_in(data: bytes | bytearray) -> ReplyError:
+def _error_in(connection: _Connection, data: bytes | bytearray) -> ReplyError:
     """Return an error for what came and is no reply: the server's own, if it begins like one."""
-    if not data.startswith(b"error: "):
-        return _WrongReplyError(f"more came than was asked for: {_quote(data)}")
-    words = data[:200].partition(b"\n")[0].rstrip(b"\r").decode("utf-8", "replace")
-    return ReplyError(_printable(words))
+    if data.startswith(b"error: "):
+        words = data[:200].partition(b"\n")[0].rstrip(b"\r").decode("utf-8", "replace")
+        return ReplyError(_printable(words), kind="server-error")
+    if data == connection.last[0]:
+        return ReplyError("the reply came twice", kind="unasked")
+    return ReplyError("more came than was asked for", f": {_quote(data)}", "unasked")
 
 
 def _ask(connection: _Connection, text: str, compare: bool = False) -> str:
@@ -1424,7 +1513,7 @@ def _ask(connection: _Connection, text: str, compare: bool = False) -> str:
     _exchange(connection, line, replies.append, compare)
     reply = b"".join(replies)
     if reply.startswith(b"error: ") and reply != reverse_lines(line):
-        raise _error_in(reply)
+        raise _error_in(connection, reply)
     return reply[:-1].decode("utf-8", "surrogateescape")
 
 
@@ -1471,8 +1560,7 @@ def stream(
     10
     b'evil\nrats\n'
     """
-    # Not to wait for a full block, where possible:
-    read = source.read1 if hasattr(source, "read1") else source.read
+    read = source.read1 if hasattr(source, "read1") else source.read  # what there is, if possible
     connection = _Connection(host, port, timeout, ssl_context, server_hostname)
     return _pass_through(connection, read, functools.partial(_write, sink))
 
@@ -1489,11 +1577,9 @@ def _pass_through(
                 write_reply = write if ended else lambda reply: write(reply[:-1])
                 _exchange(connection, lines, write_reply, compare)
             if _error_among(*connection.last).count(b"\n") == 1:  # an answer, if nothing ends now
-                late_at = time.monotonic() + 1
-                while not connection.ended and time.monotonic() < late_at:
-                    connection.expect_nothing(late_at)
+                connection.expect_nothing(time.monotonic() + 1)
                 if connection.ended:
-                    raise _missing(connection, b"", 0, 0)
+                    raise _missing(connection, b"", 0, 0, 0)
         except OSError as error:
             counts = f"; lines answered: {connection.lines}, bytes answered: {connection.bytes}"
             if error.strerror:
@@ -1581,10 +1667,14 @@ def _parser() -> argparse.ArgumentParser:
 
     server = commands.add_parser("server", help="answer lines until Ctrl-C")
     client = commands.add_parser("client", help="send lines, print the replies")
-    ping = commands.add_parser("ping", help="see whether lines come back reversed, and how fast")
+    ping = commands.add_parser(
+        "ping", help="see whether lines come back reversed, and how fast",
+        epilog="Exit status: 0 if all lines came back reversed (with -c and -w: so many); "
+        "1 if not; 2 for wrong usage.",
+    )
     for command, run in (server, _run_server), (client, _run_client), (ping, _run_ping):
         command.set_defaults(run=run, error=command.error, tls=False, tls_name=None)
-        command.set_defaults(ssl_context=None, target=None)
+        command.set_defaults(ssl_context=None, target=None, source=None)
     server.add_argument("--host", type=_host, default=HOST,
                         help="address or name (default: %(default)s)")
     for command in client, ping:
@@ -1604,7 +1694,10 @@ def _parser() -> argparse.ArgumentParser:
         (client, "-W --timeout", *timeout, "for connecting, and for each reply"),
         (ping, "--port", int, _BOUNDS["port"], None, "PORT", f"(default: {PORT})"),
         (ping, "-W --timeout", *timeout, "for connecting, and for each reply"),
-        (ping, "-c --count", int, (1, 10**9), None, "N", "lines to send; without it until Ctrl-C"),
+        (ping, "-c --count", int, (1, 10**9), None, "N",
+         "lines to send (with -w: that have to come back); without it until Ctrl-C"),
+        (ping, "-w --deadline", float, (0.001, _LONGEST_WAIT), None, "SECONDS",
+         "for the whole run"),
         (ping, "-i --interval", float, (0, _LONGEST_WAIT), 1.0, "SECONDS", "from line to line"),
         (ping, "-s --size", int, (2, _LONGEST), 256, "BYTES",
          "length of a line without its ending"),
@@ -1647,7 +1740,10 @@ def _parser() -> argparse.ArgumentParser:
     option("message", metavar="MESSAGE", nargs="*",
            help="a line to send; without any, standard input is sent")
     option = ping.add_argument
+    option("-I", dest="source", type=_source, metavar="ADDRESS", help="address to connect from")
     option("-q", "--quiet", action="store_true", help="print nothing but the summary")
+    option("-D", dest="date", action="store_true", help="print the date and time of each line")
+    option("--json", action="store_true", help="print a JSON object for each line, and a summary")
     option("--keep", action="store_true", help="send all lines over one connection")
     option("target", metavar="HOST[:PORT]", nargs="?", type=_target, help="as --host")
     return parser
@@ -1665,7 +1761,10 @@ def _target(text: str) -> tuple[str, Any]:
 
 
 def _set_target(args: argparse.Namespace) -> None:
-    """Let one host and one port be what the command line has in up to three places."""
+    """Let one host and one port be what the command line has in up to three places.
+
+    The address to connect from, if there is one, decides about the version of IP.
+    """
     given = [target for target in (args.host, args.target) if target]
     hosts = {host for host, _ in given} or {HOST}
     ports = {port for port in (args.port, *(port for _, port in given)) if port} or {PORT}
@@ -1673,6 +1772,11 @@ def _set_target(args: argparse.Namespace) -> None:
         if len(values) > 1:
             args.error(f"more than one {what} is given")
     [args.host], [args.port] = hosts, ports
+    if args.source:
+        family, args.source = args.source
+        if args.family not in (0, family):
+            args.error("argument -I: the address is of the other version of IP")
+        args.family = family
 
 
 def _host(text: str) -> str:
@@ -1686,6 +1790,17 @@ def _not_empty(text: str) -> str:
     if not text:  # of a variable that is not set, say: that shall not mean no TLS
         raise argparse.ArgumentTypeError("it is empty")
     return text
+
+
+def _source(text: str) -> tuple[int, Any]:
+    """Return the family and the address to connect from."""
+    try:
+        family, address = _resolve(_not_empty(text), 0)
+        with socket.socket(family, socket.SOCK_STREAM) as trial:
+            trial.bind(address)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {_in_words(error)}") from error
+    return family, address
 
 
 def _number(kind: type[float], least: float, most: float) -> Callable[[str], float]:
@@ -1905,7 +2020,8 @@ def _on_one_processor() -> Iterator[str]:
 
 def _connection(args: argparse.Namespace) -> _Connection:
     return _Connection(
-        args.host, args.port, args.timeout, args.ssl_context, args.tls_name, args.family
+        args.host, args.port, args.timeout, args.ssl_context, args.tls_name, args.family,
+        args.source,
     )
 
 
@@ -2010,7 +2126,7 @@ def _prompt(args: argparse.Namespace) -> None:
         try:
             reply = _ask_once(args, line)
         except (OSError, ValueError) as error:
-            if args.check and isinstance(error, _WrongReplyError):
+            if args.check and getattr(error, "kind", "") in ("wrong-reply", "unasked"):
                 raise
             _complain(args, error)
             continue
@@ -2064,93 +2180,314 @@ def _typed(prompt: str) -> Iterator[str]:
 
 # ---- The command line: ping ----------------------------------------------------------------------
 
+# A probe is the record of one line.  A _Pinger makes probes, and a _Summary adds them up.  Each of
+# these records can be shown as text or as JSON.
+
+_STEPS = "lookup", "connect", "tls", "reply"
+_MOST = 10  # outages that are listed: the longest
+_FEW = 20  # times, of which percentiles would say nothing
+
+
+class _Probe(NamedTuple):
+    seq: int
+    sent: float  # seconds since the epoch
+    target: str
+    address: str | None  # that is used, or was tried last
+    size: int  # bytes
+    state: str
+    kind: str | None  # of a failure
+    reason: str  # in words; for a good line, why another address of the host is not used
+    details: str  # words after the reason, which differ each time
+    after_ms: float
+    times: dict[str, float]  # milliseconds of each step that was done
+    sent_again: int | None  # segments
+
+    def as_text(self, dated: bool) -> str:
+        outcome = f"{self.state} after {self.after_ms:.2f} ms: "
+        if self.state == "reversed":
+            times = " ".join(f"{step}={took:.2f} ms" for step, took in self.times.items())
+            outcome = f"{self.size} bytes reversed, {times}" + ", " * bool(self.reason)
+        outcome += self.reason + self.details
+        if self.sent_again:
+            outcome += f", segments sent again: {self.sent_again}"
+        date = f"{_date(self.sent)} " if dated else ""
+        return f"{date}{self.address or self.target}: seq={self.seq} {outcome}"
+
+    def as_json(self) -> str:
+        fields = {"type": "probe", **self._asdict(), "sent": _date(self.sent, utc=True)}
+        details, times, again = (fields.pop(name) for name in ("details", "times", "sent_again"))
+        fields["reason"] = self.reason + details or None
+        fields.update({f"{step}_ms": times.get(step) for step in _STEPS}, sent_again=again)
+        return json.dumps(fields)
+
 
 def _run_ping(args: argparse.Namespace) -> int:
-    probes, due_at = _Probes(args), time.monotonic()
+    pinger, summary = _Pinger(args), _Summary(_address((args.host, args.port)))
+
+    def sum_up() -> str:
+        return summary.as_json() if args.json else summary.as_text(args.quiet)
+
+    def sum_up_so_far(*_: Any) -> None:
+        with contextlib.suppress(OSError):  # it may interrupt a print(), so it cannot use one
+            os.write(2, f"{sum_up()}\n".encode())
+
     interrupting = _handling(signal.default_int_handler, signal.SIGTERM)
-    with contextlib.suppress(_ReaderGoneError), interrupting:
-        with contextlib.suppress(KeyboardInterrupt), contextlib.closing(probes):
-            while not probes.waiting and probes.sent() != args.count:
-                time.sleep(max(0, due_at - time.monotonic()))
-                due_at = time.monotonic() + args.interval
-                probes.send()
-        probes.sum_up()
-    return 0 if probes.good() and not probes.failed else 1
+    asking = _handling(sum_up_so_far, *[signal.SIGQUIT] if sys.platform != "win32" else [])
+    with contextlib.suppress(_ReaderGoneError), interrupting, asking:
+        with contextlib.suppress(KeyboardInterrupt), contextlib.closing(pinger):
+            if not (args.quiet or args.json):
+                _show(f"PING {summary.target}: {args.size} bytes every {args.interval:g} s")
+            while not summary.is_enough(args) and (probe := pinger.probe(summary)):
+                summary.add(probe)
+                if not args.quiet:
+                    _show(probe.as_json() if args.json else probe.as_text(args.date))
+        _show(sum_up())
+    if args.count and args.deadline:
+        return int(not summary.is_enough(args))
+    return int(summary.counts["failed"] > 0 or not summary.counts["reversed"])
 
 
-class _Probes:
-    """The lines that a ping sends, and what came of them."""
+class _Pinger:
+    """Sends each line when it is due, and finds out what comes of it."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.connection = args, _connection(args)
-        self.target = _address((args.host, args.port))
-        self.failed = self.waiting = self.sent_again = 0
-        self.times: dict[str, list[float]] = {}  # milliseconds of each step, where all went well
+        self.due_at = time.monotonic()
+        self.ends_at = self.due_at + (args.deadline or math.inf)
+        self.replied_at = 0.0  # when the last good reply came
+        self.speaks_tls: bool | None = None  # what listens at the port; None until that is tried
 
     def close(self) -> None:
         self.connection.close()
 
-    def good(self) -> int:
-        return len(self.times.get("reply", ()))
-
-    def sent(self) -> int:
-        return self.good() + self.failed + self.waiting
-
-    def send(self) -> None:
-        """Send a line, and print what comes of it."""
-        args, connection = self.args, self.connection
-        line, started = _random_line(args.size), time.perf_counter()
-        connection.lines = connection.bytes = 0
-        sent_again = 0 if connection.undone else _sent_again(connection.socket)
-        try:
-            if connection.undone:
-                connection.open()
-            asked = time.perf_counter()
-            _exchange(connection, line, lambda _: None, compare=True)
-            connection.times["reply"] = time.perf_counter() - asked
-        except (OSError, KeyboardInterrupt) as error:
-            after = f"after {(time.perf_counter() - started) * 1000:.2f} ms"
-            if isinstance(error, OSError):
-                self.failed += 1
-                outcome = f"failed {after}: {_reason(error)}"
-            else:
-                self.waiting += 1
-                step = connection.undone or f"no reply{connection.acknowledged(len(line))}"
-                outcome = f"waiting {after}: {step}"
-        else:
-            for name, seconds in connection.times.items():
-                self.times.setdefault(name, []).append(seconds * 1000)
-            times = (f"{name}={self.times[name][-1]:.2f} ms" for name in connection.times)
-            outcome = f"{args.size} bytes reversed, {' '.join(times)}"
-        again = 0 if connection.undone else _sent_again(connection.socket) - sent_again
-        self.sent_again += again
-        if again:
-            outcome += f", segments sent again: {again}"
-        if (failed := "; ".join(connection.failed)) not in outcome:
-            outcome += f", after {failed}"
-        if not args.quiet:
-            address = self.target if connection.undone else connection.address
-            _show(f"{address}: seq={self.sent()} {outcome}")
-        if args.keep and "reply" in connection.times:
+    def probe(self, summary: _Summary) -> _Probe | None:
+        """Send a line when it is due; return None if the run ends before that."""
+        connection, kept = self.connection, not self.connection.undone
+        again_before = (kept and _sent_again(connection.socket)) or 0
+        error: BaseException | None = self._wait()
+        if time.monotonic() >= self.ends_at:
+            return None
+        idle = f" {time.monotonic() - self.replied_at:.1f} s after the last reply" * kept
+        sent, began = time.time(), time.perf_counter()
+        if not error:
+            idle = "; sent" * kept + idle
+            try:
+                self._send()
+            except (OSError, KeyboardInterrupt) as caught:
+                error = caught
+        times = {step: round(took * 1000, 3) for step, took in connection.times.items()}
+        after_ms = round((time.perf_counter() - began) * 1000, 3)
+        again = _sent_again(connection.socket) if connection.socket else None
+        state, kind, reason, details = self._outcome(error, after_ms <= summary.slowest)
+        probe = _Probe(
+            sum(summary.counts.values()) + 1, sent, summary.target, connection.address or None,
+            self.args.size, state, kind, reason, (idle if kind else "") + details,
+            round(sum(times.values()), 3) if state == "reversed" else after_ms, times,
+            None if again is None else again - again_before,
+        )
+        if self.args.keep and state == "reversed":
             connection.times.clear()
             connection.failed.clear()
         else:
             connection.close()
-            self.connection = _connection(args)
+            self.connection = _connection(self.args)
+        if isinstance(error, KeyboardInterrupt):
+            self.ends_at = 0
+        return probe
 
-    def sum_up(self) -> None:
-        share = f"({100 * self.failed / max(self.sent(), 1):.3g}%)"
-        text = f"{self.sent()} sent, {self.good()} reversed, {self.failed} failed {share}"
-        text += f", {self.waiting} waiting" if self.waiting else ""
+    def _wait(self) -> OSError | None:
+        """Wait until a line is due; return what has become of a kept connection meanwhile."""
+        until = min(self.due_at, self.ends_at)
+        try:
+            if not self.connection.undone:
+                self.connection.expect_nothing(until)
+                if self.connection.ended:
+                    return _missing(self.connection, b"", 0, 0, 0)
+        except OSError as error:
+            return error
+        time.sleep(max(0, until - time.monotonic()))
+        self.due_at = time.monotonic() + self.args.interval
+        return None
+
+    def _send(self) -> None:
+        """Send a line, and wait until it has come back."""
+        connection, line = self.connection, _random_line(self.args.size)
+        connection.lines = connection.bytes = 0
+        if connection.undone:
+            connection.timeout = self._patience()
+            connection.open()
+        connection.timeout = self._patience()
+        began = time.perf_counter()
+        _exchange(connection, line, lambda _: None, compare=True)
+        took = connection.times["reply"] = time.perf_counter() - began
+        self.replied_at = time.monotonic()
+        if not self.args.keep:  # a second copy of the reply would come within another round trip
+            connection.expect_nothing(self.replied_at + min(took, 1))
+
+    def _patience(self) -> float:
+        left = round(self.ends_at - time.monotonic() + 0.005, 2)  # as people read it
+        return float(min(self.args.timeout, max(0.01, left)))
+
+    def _outcome(
+        self, error: BaseException | None, soon: bool
+    ) -> tuple[str, str | None, str, str]:
+        """Return the state, the kind, the reason and its details.
+
+        With *soon*, some good reply has taken longer than this line has waited.
+        """
+        connection, kind = self.connection, None
+        state, reason, details = "reversed", "", ""
+        if isinstance(error, OSError):
+            kind = _kind_of(error, connection.undone)
+            state = "not sent" if kind == "local" else "failed"
+            reason = _reason(error)
+            if isinstance(error, _ClientError):
+                reason, details = error.reason, error.details
+            if kind in ("ended", "reset") and not details:
+                reason += self._tls_hint()
+            if isinstance(error, TimeoutError) and soon and time.monotonic() >= self.ends_at:
+                state, kind = "waiting", None
+        elif "reply" not in connection.times:  # interrupted
+            size, unsent = self.args.size + 1, len(connection.unsent)
+            state, reason = "waiting", connection.undone
+            reason = reason or "no reply" + _acknowledged(connection.socket, size, unsent)
+        if (failed := "; ".join(connection.failed)) not in reason:
+            reason += "; " * bool(reason) + f"after {failed}"
+        return state, kind, reason, details
+
+    def _tls_hint(self) -> str:
+        """Return a hint if the port speaks TLS, which is tried once."""
+        if self.speaks_tls is None and not (self.args.ssl_context or self.replied_at):
+            self.speaks_tls, trial = False, _connection(self.args)
+            with contextlib.suppress(ImportError), contextlib.closing(trial):
+                trial.ssl_context, trial.timeout = _any_tls(), min(self.args.timeout, 2)
+                try:
+                    trial.open()
+                    self.speaks_tls = True
+                except OSError as error:
+                    self.speaks_tls = "alert" in str(error)
+                except KeyboardInterrupt:
+                    self.ends_at = 0
+        return "; the port speaks TLS: try --tls" if self.speaks_tls else ""
+
+
+def _kind_of(error: OSError, undone: str) -> str:
+    if isinstance(error, _ClientError):
+        return error.kind
+    if undone != "not connected":
+        return "lookup" if undone == "not resolved" else "tls"
+    if error.errno in _LACKING_HERE:
+        return "local"
+    kinds = {ConnectionRefusedError: "refused", TimeoutError: "connect-timeout"}
+    return {**kinds, ConnectionResetError: "reset"}.get(type(error), "unreachable")
+
+
+class _Outage:
+    """The time from the sending of the first line that failed to the next good reply."""
+
+    def __init__(self, first: _Probe) -> None:
+        self.first, self.lines = first, 0
+        self.ended: float | None = None  # seconds since the epoch
+
+    def seconds(self) -> float:
+        return (self.ended or time.time()) - self.first.sent
+
+    def as_fields(self) -> dict[str, Any]:
+        began, seconds = _date(self.first.sent, utc=True), round(self.seconds(), 3)
+        return {"from": began, "seconds": seconds, "lines": self.lines}
+
+    def as_text(self) -> str:
+        answered = self.first.kind in ("wrong-reply", "unasked", "server-error", "partial-reply")
+        what, since = "nothing right" if answered else "nothing", _date(self.first.sent)[:19]
+        lines = f"{_quantity(self.lines, 'line')}: {self.first.reason}"
+        return f"{what} came back for {self.seconds():.1f} s from {since} ({lines})"
+
+
+class _Summary:
+    """What all probes so far come to."""
+
+    def __init__(self, target: str) -> None:
+        self.target, self.sent_again = target, 0
+        self.counts = {"reversed": 0, "failed": 0, "waiting": 0, "not sent": 0}
+        self.times: dict[str, list[float]] = {step: [] for step in _STEPS}  # of good lines
+        self.slowest = 0.0  # milliseconds until a good reply, with all steps before it
+        self.reasons: dict[tuple[str | None, str], dict[str, Any]] = {}
+        self.outages: list[_Outage] = []  # only the last can go on
+
+    def sent(self) -> int:
+        return sum(self.counts.values()) - self.counts["not sent"]
+
+    def is_enough(self, args: argparse.Namespace) -> bool:
+        """Return whether --count is reached, by lines or, if none was sent, by tries."""
+        if args.deadline:
+            return bool(self.counts["reversed"] == args.count)
+        return args.count in (self.sent(), self.counts["not sent"] - self.sent())
+
+    def add(self, probe: _Probe) -> None:
+        self.counts[probe.state] += 1
+        self.sent_again += probe.sent_again or 0
+        if probe.reason and probe.state != "waiting":
+            new = {"kind": probe.kind, "reason": probe.reason, "count": 0}
+            new.update(first_seq=probe.seq, last_seq=probe.seq)
+            group = self.reasons.setdefault((probe.kind, probe.reason), new)
+            group.update(count=group["count"] + 1, last_seq=probe.seq)
+        out = bool(self.outages) and not self.outages[-1].ended
+        if probe.state == "failed":
+            if not out:
+                self.outages.append(_Outage(probe))
+            self.outages[-1].lines += 1
+        elif probe.state == "reversed":
+            if out:
+                self.outages[-1].ended = probe.sent + probe.after_ms / 1000
+            self.slowest = max(self.slowest, probe.after_ms)
+            for step, took in probe.times.items():
+                self.times[step].append(took)
+
+    def as_json(self) -> str:
+        fields: dict[str, Any] = {"type": "summary", "target": self.target, "sent": self.sent()}
+        for state, count in self.counts.items():
+            fields[state.replace(" ", "_")] = count
+        fields["sent_again"], fields["reasons"] = self.sent_again, [*self.reasons.values()]
+        fields["outages"] = [outage.as_fields() for outage in self.outages]
+        for step, times in self.times.items():
+            fields[f"{step}_ms"] = {**_figures(times), "count": len(times)} if times else None
+        return json.dumps(fields)
+
+    def as_text(self, quiet: bool) -> str:
+        sent, counts = self.sent(), self.counts
+        text = f"{self.target}: " if quiet else f"\n--- {self.target} ---\n"
+        text += f"{sent} sent, {counts['reversed']} reversed, {counts['failed']} failed"
+        text += f" ({100 * counts['failed'] / max(sent, 1):.3g}%)"
+        for what in "waiting", "not sent":
+            text += f", {counts[what]} {what}" if counts[what] else ""
         text += f", segments sent again: {self.sent_again}" if self.sent_again else ""
-        text = f"\n--- {self.target} ---\n{text}"
-        for name, times in self.times.items():
-            times.sort()
-            least, most = times[0], times[-1]
-            median, high = (times[(len(times) * share - 1) // 100] for share in (50, 95))
-            figures = "/".join(f"{figure:.2f}" for figure in (least, median, high, most))
-            text += f"\n{name} min/median/95%/max = {figures} ms"
-        _show(text)
+        for group in self.reasons.values():
+            what = group["reason"] if group["kind"] else f"reversed {group['reason']}"
+            first, last = group["first_seq"], group["last_seq"]
+            text += f"\n{group['count']} x {what} (seq {first}{f'-{last}' if last > first else ''})"
+        if len(self.outages) > 1:
+            in_all = sum(outage.seconds() for outage in self.outages)
+            text += f"\n{len(self.outages)} outages, {in_all:.1f} s in all"
+        for outage in sorted(self.outages, key=_Outage.seconds, reverse=True)[:_MOST]:
+            text += f"\n{outage.as_text()}" if outage.seconds() >= 0.05 else ""
+        for step, times in self.times.items():
+            if times:
+                figures = _figures(times).items()
+                shown = {name: f"{it:.2f}" for name, it in figures if it is not None}
+                text += f"\n{step} {'/'.join(shown)} = {'/'.join(shown.values())} ms"
+        return text
+
+
+def _figures(times: list[float]) -> dict[str, float | None]:
+    """Return what sums up some milliseconds; percentiles only if there are enough of them."""
+    ordered, count = sorted(times), len(times)
+    median, p95 = (
+        ordered[(count * share - 1) // 100] if count >= _FEW else None for share in (50, 95)
+    )
+    mean = math.fsum(times) / count
+    stdev = math.sqrt(math.fsum((took - mean) ** 2 for took in times) / count)
+    figures = {"min": ordered[0], "median": median, "p95": p95, "max": ordered[-1]}
+    return {**figures, "mean": round(mean, 3), "stdev": round(stdev, 3)}
 
 
 _CONTINUING = bytes(range(0x80, 0xC0))

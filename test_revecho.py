@@ -3,6 +3,7 @@
 import ast
 import concurrent.futures
 import contextlib
+import datetime
 import doctest
 import errno
 import faulthandler
@@ -11,6 +12,7 @@ import gc
 import importlib.util
 import io
 import itertools
+import json
 import logging
 import os
 import pathlib
@@ -2818,20 +2820,20 @@ def bad_paths(server):
     """What to give to other_server(), a timeout in seconds, and how the client calls the path."""
     return (
         (mirror, LIMIT, r"an echo at byte \d+"),
-        (relay(server, there=flip), LIMIT, r"not the reverse at byte \d+"),
-        (relay(server, back=flip), LIMIT, "not the reverse at byte 1"),
+        (relay(server, there=flip), LIMIT, r"(not the reverse|came back as 0x\w+) at byte \d+"),
+        (relay(server, back=flip), LIMIT, r"(not the reverse|came back as 0x\w+) at byte 1"),
         (relay(server, back=lambda it: it + b"x"), LIMIT, "more came than was asked for: 'x'"),
         (answer_with(b"00000\n"), LIMIT, r"not the reverse at byte \d+: '00000\\n' came"),
         (answer_with(b"00000"), LIMIT, r"not the reverse at byte \d+: '00000' came"),
         (answer_with(b"\r", stay=True), LIMIT, r"not the reverse at byte 1: '\\r' came"),
         (answer_with(b"\r" * 99, stay=True), LIMIT, r"not the reverse at byte 1: '(\\r)+'"),
         (drip, LIMIT, r"not the reverse at byte 1: '(\\r)+' came"),
-        (relay(server, back=lambda reply: reply[:-2]), LIMIT, "the connection ended; only .+ came"),
+        (relay(server, back=lambda reply: reply[:-2]), LIMIT, r"the connection ended; \d+ of"),
         (never_answer, 0.05, r"no reply within 0\.05 s"),
         (end, LIMIT, "the connection (ended|was reset)"),
         (reset_at_once, LIMIT, "the connection was reset"),
         (lambda it: it.sendall(b"SSH-2.0-x\r\n") or 1, LIMIT, r"(not|more) .*'SSH-2\.0-x\\r\\n'"),
-        (answer_with(b"HTTP/1.1 400 Bad Request\r\nServer: x\r\n\r\n"), LIMIT, "'HTTP/1.1 400 B"),
+        (answer_with(b"HTTP/1.1 400 Bad Request\r\nServer: x\r\n\r\n"), LIMIT, "'HTTP/1.1 400'"),
         (answer_with(b"error: too late\n"), LIMIT, "error: too late"),
         (answer_with(b"error: too late"), LIMIT, "error: too late"),
         (answer_with(b"errare"), LIMIT, "not the reverse at byte 1: 'errare' came"),
@@ -2878,16 +2880,17 @@ class ClientTest(ClientCase):
 
     def test_bad_replies(self):
         """A filter also says how much was answered before."""
-        more, ended = "more came than was asked for: '%s'", "the connection ended; only '%s' came"
+        more = "more came than was asked for: '%s'"
+        ended = r"the connection ended; %d of 6 bytes came, the last \d\.\d s ago: '%s'"
         for reply, message, lines, count in (
             (b"", "the connection ended", 0, 0),
-            (b"oll", ended % "oll", 0, 0),
-            (b"ollehh", ended % "ollehh", 0, 0),
-            (b"x" * 61, r"the connection ended; only 'x{60}'\.\.\. came", 0, 0),
+            (b"oll", ended % (3, "oll"), 0, 0),
+            (b"ollehh", ended % (6, "ollehh"), 0, 0),
+            (b"x" * 21, ended % (21, r"x{12}'\.\.\.'x{8}"), 0, 0),
             (b"a\nb\n", more % r"b\\n", 1, 2),
             (b"olleh\nx", more % "x", 1, 6),
             (b"olleh\nerror: enough\n", "error: enough", 1, 6),
-            (b"x" * 70_000_000, r"a reply without end: 'x{60}'\.\.\. came", 0, 0),
+            (b"x" * 70_000_000, r"a reply without end: 'x{12}'\.\.\.'x{8}' came", 0, 0),
             (b"error: no\r\n", "error: no", 0, 0),
             (b"error: " + b"x" * 300 + b"\n", "error: x{193}", 0, 0),
             (b"error: a\x1b\xff", r"error: a\\x1b\ufffd", 0, 0),
@@ -2910,12 +2913,13 @@ class ClientTest(ClientCase):
         silent, full = self.other_server(never_answer), self.crowded_listener().getsockname()
         partial = self.other_server(answer_with(b"oll", stay=True))
         late, so_far = r"within 0\.5 s; all 6 bytes acknowledged", "; lines .*: 0, bytes .*: 0"
+        part = r"3 of 6 bytes came, the last 0\.[45] s ago: 'oll'"
         for_request, for_stream = self.hello()
         at_once(time_out, (
             (for_request, silent, 0.5, f"^no reply {late}$"),
             (for_stream, silent, 0.5, f"^no reply {late}{so_far}$"),
-            (for_request, partial, 0.5, f"^no end of the reply {late}; only 'oll' came$"),
-            (for_stream, partial, 0.5, f"^no end of the reply {late}; only 'oll' came{so_far}$"),
+            (for_request, partial, 0.5, f"^no end of the reply {late}; {part}$"),
+            (for_stream, partial, 0.5, f"^no end of the reply {late}; {part}{so_far}$"),
             (for_request, self.other_server(drip), 0.1, "^no end of the reply within "),
             (for_request, full, 0.1, r"^not connected: no answer within 0\.1 s$"),
             (for_stream, full, 0.1, r"^not connected: no answer within 0\.1 s$"),
@@ -3253,7 +3257,7 @@ class StreamTest(ClientCase):
 
         pauses, come, written = [], threading.Event(), threading.Event()
         for comes, why in (
-            (b"olleh\n", r"more came than was asked for: 'olleh\\n'"),
+            (b"olleh\n", "the reply came twice"),
             (b"oll", "more came than was asked for: 'oll'"),
             (b"error: stopping\n", "error: stopping"),
             (b"", "the connection (ended|was reset)"),
@@ -3431,9 +3435,9 @@ class CommandLineTest(Case):
         reading, writing = os.pipe()
         os.close(reading)
         broken = self.stack(open(writing, "wb"))  # noqa: SIM115
-        clients = f"client {port}", f"client {port} a b c", f"ping {port}", f"ping {port} -qc1"
-        failing = f"ping --port {free_port()} -c 3 -i 0"
-        rows = [(failing, None, 1), *((line, None, 0, "", lines) for line in clients)]
+        clients = f"client {port}", f"client {port} a b c", f"ping {port} -qc1"
+        nothing_sent = f"ping {port}"
+        rows = [(nothing_sent, None, 1), *((line, None, 0, "", lines) for line in clients)]
         self.assert_all(*rows, stdout=broken)
         server = self.start_server("--quiet", stdout=broken, stderr=subprocess.PIPE)
         self.assert_ends(server, None, 1, COMPLAINT + "standard output: Broken pipe\n")
@@ -3483,6 +3487,8 @@ class CommandLineTest(Case):
         waiting = r"a:5: seq=1 waiting after .* ms: not resolved\n\n--- a:5 ---\n1 sent, (.*\n)+"
         for line, out, status in (("client --host a:5 hi", "", 130), ("ping a:5", waiting, 1)):
             program = self.start(f"{line} --timeout 1000", program=("-c", code))
+            if line.startswith("ping"):
+                self.assertRegex(program.stdout.readline(), b"^PING a:5: ")
             self.assertEqual(program.stdout.readline(), b"looking\n")
             program.send_signal(signal.SIGINT)
             shown, err = program.communicate(timeout=LIMIT)
@@ -3938,22 +3944,89 @@ class CheckTest(Case):
         self.assert_ends(client, b"", 1, why)
 
 
+# A network of its own: in it nobody is at 10.0.0.2, but a router at 10.0.0.9 says so, by an ICMP
+# message with the port as its code; in the place of a port above 99 it says that there is no room.
+ROUTER = """
+import fcntl, os, socket, struct, sys, threading
+import revecho
+
+def checksum(data):
+    total = sum(struct.unpack(f">{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return struct.pack(">H", ~total & 0xFFFF)
+
+def route():
+    while packet := os.read(tun, 2000):
+        ours, far, port = packet[12:16], packet[16:20], int.from_bytes(packet[22:24], "big")
+        if packet[9:10] != b"\\6" or not packet[33] & 2:  # TCP's SYN
+            continue
+        if port < 100:
+            sender, kind = socket.inet_aton("10.0.0.9"), 1
+            body = struct.pack(">BBHI", 3, port, 0, 0) + packet[:28]
+            body = body[:2] + checksum(body) + body[4:]
+        else:
+            sender, kind, number = far, 6, int.from_bytes(packet[24:28], "big") + 1 & 0xFFFFFFFF
+            window = 0
+            body = packet[22:24] + packet[20:22] + struct.pack(">II", 1, number)
+            body += struct.pack(">HHI", 0x5012, window, 0)  # SYN and ACK
+            check = checksum(far + ours + struct.pack(">HH", 6, len(body)) + body)
+            body = body[:16] + check + body[18:]
+        head = struct.pack(">HHIBB", 0x4500, 20 + len(body), 0, 64, kind)
+        check = checksum(head + sender + ours)
+        os.write(tun, head + check + sender + ours + body)
+
+def set_up(request, *value):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, request, struct.pack("16sHH4s16x", b"tun0", *value))
+
+def ping(port):
+    revecho.main(["ping", f"10.0.0.2:{port}", "-c", "1", "-W", "0.5"])
+
+tun = os.open("/dev/net/tun", os.O_RDWR)
+fcntl.ioctl(tun, 0x400454CA, struct.pack("16sH22x", b"tun0", 0x1001))  # TUNSETIFF
+set_up(0x8916, socket.AF_INET, 0, socket.inet_aton("10.0.0.1"))  # SIOCSIFADDR
+set_up(0x891C, socket.AF_INET, 0, socket.inet_aton("255.255.255.0"))  # SIOCSIFNETMASK
+set_up(0x8914, 0x41, 0, bytes(4))  # SIOCSIFFLAGS: up and running
+threading.Thread(target=route, daemon=True).start()
+"""
+
+
 class PingTest(ClientCase):
     def ping(self, server, options="--count 1"):
-        return self.main(f"ping {to(server)} --interval 0 {options}")
+        """Return the status, what is shown after the first line, and the errors."""
+        status, out, err = self.main(f"ping {to(server)} --interval 0 {options}")
+        first = re.match(rf"PING 127\.0\.0\.1:{at(server)[1]}: \d+ bytes every 0 s\n", out)
+        self.assertEqual(bool(first), not {"-q", "--json"} & {*options.split()}, out)
+        return status, out[first.end() if first else 0 :], err
 
-    def probe(self, path, options=""):
+    def probe(self, path, options="", outcome="failed"):
         """Ping a bad path, an address or what other_server() does; return what the line says."""
         address = path if isinstance(path, tuple) else self.other_server(path)
         status, out, err = self.ping(address, f"--count 1 {options}")
         self.assertEqual((status, err), (1, ""))
-        shown = re.fullmatch(r"127\.0\.0\.1:\d+: seq=1 (.*)\n\n--- .* ---\n(.*)\n", out)
-        self.assertEqual(shown[2], "1 sent, 0 reversed, 1 failed (100%)")
+        shown = re.fullmatch(
+            rf"127\.0\.0\.1:\d+: seq=1 {outcome} after \d+\.\d\d ms: (.*)\n\n--- .* ---\n"
+            r"(?:1 sent, 0 reversed, 1 failed \(100%\)|0 sent, .*, 1 not sent)\n"
+            r"1 x (.*) \(seq 1\)\n"
+            r"((?:nothing|nothing right) came back for .*\n)?",
+            out,
+        )
+        self.assertTrue(shown, out)
+        self.assertTrue(shown[1].startswith(shown[2]), out)
         return shown[1]
+
+    def probes(self, server, options="--count 1"):
+        """Return the status, and what --json shows: the probes, and the summary."""
+        status, out, err = self.main(f"ping {to(server)} -i 0 --json {options}")
+        self.assertEqual(err, "")
+        *probes, summary = map(json.loads, out.splitlines())
+        types = [record.pop("type") for record in (*probes, summary)]
+        self.assertEqual(types, ["probe"] * len(probes) + ["summary"])
+        return status, probes, summary
 
     def test_good_path(self):
         server = self.serve()
-        times = r"(\d+\.\d\d)/(\d+\.\d\d)/(\d+\.\d\d)/(\d+\.\d\d) ms\n"
         for options, size in (("", 256), ("--size 2", 2), ("-s 65536", 65536), ("-W 9 -4", 256)):
             status, out, err = self.ping(server, f"-c 3 {options}")
             self.assertEqual((status, err), (0, ""))
@@ -3962,21 +4035,27 @@ class PingTest(ClientCase):
                 r"connect=(\d+\.\d\d) ms reply=(\d+\.\d\d) ms\n"
                 for number in (1, 2, 3)
             )
-            names = "min/median/95%/max"
+            names, times = "min/max/mean/stdev", "/".join([r"(\d+\.\d\d)"] * 4) + r" ms\n"
             shown = re.fullmatch(
                 rf"{probes}\n--- 127\.0\.0\.1:\d+ ---\n3 sent, 3 reversed, 0 failed \(0%\)\n"
                 rf"connect {names} = {times}reply {names} = {times}",
                 out,
             )
             figures = [float(figure) for figure in shown.groups()]
-            connects, replies, summary = sorted(figures[:6:2]), sorted(figures[1:6:2]), figures[6:]
-            self.assertEqual(summary, [*connects, connects[2], *replies, replies[2]])
+            for ours, theirs in ((figures[:6:2], figures[6:10]), (figures[1:6:2], figures[10:])):
+                expected = min(ours), max(ours), statistics.mean(ours), statistics.pstdev(ours)
+                for figure, other in zip(theirs, expected):
+                    self.assertAlmostEqual(figure, other, delta=0.011)
 
     def test_summary_alone(self):
         status, out, err = self.ping(self.serve(), "-c 40 -q")
         self.assertEqual((status, err), (0, ""))
-        counts = r"40 sent, 40 reversed, 0 failed \(0%\)"
-        self.assertRegex(out, rf"\A\n--- .*\n{counts}\nconnect.*\nreply.*\n\Z")
+        counts = r"127\.0\.0\.1:\d+: 40 sent, 40 reversed, 0 failed \(0%\)"
+        self.assertRegex(out, rf"\A{counts}\nconnect min/median/p95/max/mean.*\nreply.*\n\Z")
+        port = free_port()
+        _, out, _ = self.ping(("", port), "-c 3 -q")
+        why = f"127.0.0.1:{port}: 3 sent, 0 reversed, 3 failed (100%)\n3 x not connected: "
+        self.assertEqual(out, f"{why}Connection refused (seq 1-3)\n")
 
     def test_percentile(self):
         """Of 20 replies of which one takes long, nineteen times out of twenty: not that one."""
@@ -3986,10 +4065,66 @@ class PingTest(ClientCase):
             time.sleep(next(slow))
             return revecho.reverse_lines(lines)
 
-        _, out, _ = self.ping(self.serve(respond=respond), "-q -c 20")
-        *_, high, most = map(float, re.search("reply .* = (.*) ms", out)[1].split("/"))
-        self.assertGreaterEqual(most, 300)
-        self.assertLess(high, most)
+        _, _, summary = self.probes(self.serve(respond=respond), "-q -c 20")
+        times = summary["reply_ms"]
+        self.assertGreaterEqual(times["max"], 300)
+        self.assertLess(times["p95"], times["max"])
+        self.assertLessEqual(times["min"], times["median"])
+        self.assertGreaterEqual(times["p95"], times["median"])
+        self.assertEqual(times["count"], 20)
+        _, _, summary = self.probes(self.serve(), "-q -c 19")
+        self.assertEqual((summary["reply_ms"]["median"], summary["reply_ms"]["p95"]), (None, None))
+
+    def test_json(self):
+        """The names and what they hold, for a good line, and for one of each kind of failure."""
+        (status, [probe, _], summary), now = self.probes(self.serve(), "-c 2"), time.time()
+        self.assertEqual(status, 0)
+        steps = ["lookup_ms", "connect_ms", "tls_ms", "reply_ms"]
+        names = ["seq", "sent", "target", "address", "size", "state", "kind", "reason", "after_ms"]
+        self.assertEqual([*probe], [*names, *steps, "sent_again"])
+        self.assertEqual((probe["seq"], probe["size"], probe["state"]), (1, 256, "reversed"))
+        self.assertEqual(probe["target"], probe["address"])
+        self.assertEqual(probe["sent_again"], 0 if LINUX else None)
+        for name in "kind", "reason", "lookup_ms", "tls_ms":
+            self.assertIsNone(probe[name])
+        self.assertLessEqual(probe["connect_ms"] + probe["reply_ms"], probe["after_ms"] + 0.002)
+        sent = datetime.datetime.fromisoformat(probe["sent"])
+        self.assertEqual((sent.utcoffset(), sent.microsecond % 1000), (datetime.timedelta(0), 0))
+        self.assertLess(abs(sent.timestamp() - now), LIMIT)
+        counts = {"sent": 2, "reversed": 2, "failed": 0, "waiting": 0, "not_sent": 0}
+        counts.update(sent_again=0, reasons=[], outages=[])
+        self.assertEqual([*summary], ["target", *counts, *steps])
+        self.assertEqual({name: summary[name] for name in counts}, counts)
+        figures = ["min", "median", "p95", "max", "mean", "stdev", "count"]
+        self.assertEqual([*summary["reply_ms"]], figures)
+        self.assertIsNone(summary["tls_ms"])
+
+        full = self.crowded_listener().getsockname() if LINUX else None
+        for path, options, kind in (
+            (("", free_port()), "", "refused"),
+            (("", free_port()), "--host " + "x" * 64, "lookup"),
+            (full, "-W 0.05", "connect-timeout"),
+            (never_answer, "-W 0.05", "no-reply"),
+            (answer_with(b"", stay=True), "-W 0.05", "no-reply"),
+            (relay(self.serve(), back=lambda it: it[:9]), "", "ended"),
+            (end, "", "ended|reset"),
+            (reset_at_once, "", "reset"),
+            (mirror, "", "wrong-reply"),
+            (relay(self.serve(), back=lambda it: it * 2), "", "unasked"),
+            (relay(self.serve(max_line=63)), "", "server-error"),
+            (answer_with(b"x"), "--tls", "tls"),
+        ):
+            if path:
+                address = path if isinstance(path, tuple) else self.other_server(path)
+                status, [probe], summary = self.probes(address, f"-c 1 {options}")
+                self.assertEqual((status, probe["state"]), (1, "failed"))
+                self.assertRegex(probe["kind"], rf"\A({kind})\Z")
+                self.assertGreater(probe["after_ms"], 0)
+                [reason], [outage] = summary["reasons"], summary["outages"]
+                self.assertTrue(probe["reason"].startswith(reason.pop("reason")))
+                self.assertEqual(reason.pop("kind"), probe["kind"])
+                self.assertEqual(reason, {"count": 1, "first_seq": 1, "last_seq": 1})
+                self.assertEqual((outage["from"], outage["lines"]), (probe["sent"], 1))
 
     def test_addresses_of_a_name(self):
         """Each has its share of the time; those that failed, and the time of the look-up, show."""
@@ -4006,19 +4141,23 @@ class PingTest(ClientCase):
         self.stack(mock.patch.object(socket, "getaddrinfo", found))
         # What connecting took is told of the one that answered: less than the 200 ms of another.
         good_line = rf"{shown[good]}: seq=1 256 .*connect=1?\d?\d\.\d\d ms reply=.* ms, after"
-        for tried, line, status in (
-            ([refusing, good], f"{good_line} {refused}\n", 0),
-            ([full, refusing, good], f"{good_line} {unanswered}; {refused}\n", 0),
-            ([full, refusing], f"a:5: seq=1 failed .* not connected: {unanswered}; {refused}\n", 1),
+        bad_line = rf"{shown[refusing]}: seq=1 failed .* ms: not connected:"
+        for tried, line, reason, status in (
+            ([refusing, good], f"{good_line} {refused}", f"reversed after {refused}", 0),
+            ([full, refusing, good], f"{good_line} {unanswered}; {refused}", "reversed .*", 0),
+            ([full, refusing], f"{bad_line} {unanswered}; {refused}", "not connected: .*", 1),
         ):
             addresses[:] = tried
-            result, out, _ = self.main(f"ping -c 1 --timeout {0.2 * len(tried)} a:5")
-            self.assertEqual(result, status, out)
-            self.assertRegex(out, rf"\A{line}\n--- a:5 ---\n")
+            for quiet in False, True:
+                options = f"--timeout {0.2 * len(tried)}{' -q' * quiet}"
+                result, out, _ = self.main(f"ping -c 1 {options} a:5")
+                self.assertEqual(result, status, out)
+                before = "a:5: " if quiet else rf"PING .*\n{line}\n\n--- a:5 ---\n"
+                self.assertRegex(out, rf"\A{before}1 sent.*\n1 x {reason} \(seq 1\)\n")
         addresses[:] = [good]
         _, out, _ = self.main("ping -c 1 a:5")
-        self.assertRegex(out, r"\A.*reversed, lookup=.* ms connect=.* ms reply=.* ms\n\n---.*\n.*\n"
-                              r"lookup min.*\nconnect min.*\nreply min.*\n\Z")
+        self.assertRegex(out, r"\A.*\n.*reversed, lookup=.* ms connect=.* ms reply=.* ms\n\n---.*\n"
+                              r".*\nlookup min.*\nconnect min.*\nreply min.*\n\Z")
 
     def test_each_line_is_another(self):
         """That is not its own reverse; from 255 bytes on it holds them all, but for LF."""
@@ -4061,7 +4200,8 @@ class PingTest(ClientCase):
                 change = byte, replacement
                 status, out, _ = self.ping(server, "-c 1")
                 self.assertEqual(status, 1)
-                self.assertIn(f": {said}: ", out)
+                self.assertIn(f" ms: {said} at byte ", out)
+                self.assertIn(f"\n1 x {said} (seq 1)\n", out)
 
     def test_slow_path(self):
         def slow(reply):
@@ -4081,21 +4221,34 @@ class PingTest(ClientCase):
         limited = relay(self.serve(max_line=63))
         eaten = relay(self.serve(), there=lambda line: line.replace(b"\xff", b""))
         header = b"PROXY TCP4 192.168.100.100 192.168.100.200 54321 2002\r\n".__add__
+        twice = relay(self.serve(), back=lambda reply: reply * 2)
         for serve, timeout, message in (
             *bad_paths(self.serve()),
             (limited, LIMIT, "error: line longer than 63 bytes"),
-            (eaten, LIMIT, "not the reverse at byte "),
-            (relay(self.serve(), there=header), LIMIT, "not the reverse at byte .*4PCT YXORP"),
-            (lambda it: self.flood(it, b"\r" * 65536) or 1, LIMIT, r"(byte 1|for): '(\\r){60}'"),
+            (eaten, LIMIT, "0xff is missing at byte "),
+            (twice, LIMIT, "the reply came twice"),
+            (relay(self.serve(), there=header), LIMIT, r"not the reverse at byte .*YXORP\\r\\n'"),
+            (lambda it: self.flood(it, b"\r" * 65536) or 1, LIMIT, r"(1|for): '(\\r){12}'\.\.\."),
         ):
             with self.subTest(message):
                 outcome = self.probe(serve, f"--timeout {timeout}")
-                self.assertRegex(outcome, rf"\Afailed after \d+\.\d\d ms: .*{message}")
+                self.assertRegex(outcome, rf"\A{message}|: {message}| {message}")
+
+    def test_quotations_are_short(self):
+        """And tell what should have come only where something right came before."""
+        for change, quoted in (
+            (lambda reply: b"x" * 30 + reply[30:], r"at byte 1: 'x{12}'\.\.\.'.*\\n' came"),
+            (lambda it: it[:99] + b"xx" + it[101:], r"at byte 100: '.*xx.*'\.\.\..* have come"),
+        ):
+            outcome = self.probe(relay(self.serve(), back=change))
+            self.assertRegex(outcome, rf"{quoted}\Z")
+            for quotation in re.findall(r"""(?s)(b?['"].*?['"]) (?:came|should)""", outcome):
+                self.assertLess(len(quotation), 20 * 4 + len("''...''"))
 
     def test_mirror_of_a_long_line(self):
         """Of which a part has to do."""
         outcome = self.probe(lambda it: it.sendall(it.recv(100)) or True, "--size 60000")
-        self.assertRegex(outcome, " ms: an echo at byte ")
+        self.assertRegex(outcome, "an echo at byte ")
 
     def test_reply_of_which_a_part_comes(self):
         """In time; and when the whole does not, though some comes all the time."""
@@ -4107,30 +4260,46 @@ class PingTest(ClientCase):
 
         part = relay(self.serve(), back=lambda reply: reply[:20])
         gate = threading.Event()
-        for serve in (lambda it: part(it) or True, dripping):
+        for serve, came in (
+            (lambda it: part(it) or True, "20 of 257 bytes came, the last 0.3 s ago: "),
+            (dripping, r"\d+ of 257 bytes came, the last 0\.[01] s ago: "),
+        ):
             outcome = self.probe(serve, "--timeout 0.3")
-            self.assertRegex(outcome, r" ms: no end of the reply within 0\.3 s.*; only .+ came$")
+            self.assertRegex(outcome, rf"\Ano end of the reply within 0\.3 s.*; {came}")
 
     def test_nobody_listens(self):
         for host, step in (("", "connected"), ("x" * 64, "resolved")):
-            status, out, err = self.ping(("", free_port()), f"--count 2 {host}")
+            address = free_port()
+            status, out, err = self.main(f"ping --port {address} -i 0 --count 2 {host}")
             self.assertEqual((status, err), (1, ""))
             self.assertRegex(out, rf"seq=2 failed after .* ms: not {step}: .*\n\n.*\n2 sent, 0 rev")
 
     @unittest.skipUnless(CPYTHON, "others may need more descriptors themselves")
     def test_lack_at_this_end(self):
-        """It is not told as if the path had failed."""
+        """It is no failure of the path, and counts for nothing, unless there is nothing else."""
         import resource
 
-        address, limits = at(self.serve()), resource.getrlimit(resource.RLIMIT_NOFILE)
+        def lacking():
+            resource.setrlimit(resource.RLIMIT_NOFILE, (number, limits[1]))
+            self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+
+        def respond(_, line):
+            # The next two lines find no descriptor, and then there are some again.
+            lacking()
+            threading.Timer(0.15, resource.setrlimit, (resource.RLIMIT_NOFILE, limits)).start()
+            return revecho.reverse_lines(line)
+
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        address, changing = at(self.serve()), self.serve(respond=respond)
         with open(os.devnull) as lowest:
             number = lowest.fileno()
-        resource.setrlimit(resource.RLIMIT_NOFILE, (number, limits[1]))
-        try:
-            outcome = self.probe(address)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        self.assertIn("not connected: this end lacks something: Too many open files", outcome)
+        lacking()
+        why = "not connected: this end lacks something: Too many open files"
+        self.assertEqual(self.probe(address, outcome="not sent"), why)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        status, out, _ = self.main(f"ping {to(changing)} -c 2 -i 0.1")
+        self.assertEqual(status, 0)
+        self.assertRegex(out, r"\n2 sent, 2 reversed, 0 failed \(0%\), [12] not sent\n. x not conn")
 
     def test_full_server(self):
         server = self.serve(max_connections=1)
@@ -4138,10 +4307,10 @@ class PingTest(ClientCase):
         with self.connect(server) as first:
             self.ask(first)
             outcome = self.probe(at(server), "--timeout 0.05")
-            self.assertRegex(outcome, rf" ms: no reply within 0\.05 s{acknowledged}\Z")
+            self.assertRegex(outcome, rf"\Ano reply within 0\.05 s{acknowledged}\Z")
         self.assertEqual(self.ping(server)[0], 0)
         outcome = self.probe(self.crowded_listener().getsockname(), "--timeout 0.05")
-        self.assertRegex(outcome, r" ms: not connected: no answer within 0\.05 s\Z")
+        self.assertRegex(outcome, r"\Anot connected: no answer within 0\.05 s\Z")
 
     def test_a_failure_does_not_end_it(self):
         good = relay(self.serve())
@@ -4149,7 +4318,101 @@ class PingTest(ClientCase):
         status, out, _ = self.ping(address, "--count 3")
         self.assertEqual(status, 1)
         self.assertEqual(re.findall(r"seq=(\d) (\w+)", out)[1], ("2", "failed"))
-        self.assertIn("3 sent, 2 reversed, 1 failed (33.3%)\n", out)
+        self.assertIn("3 sent, 2 reversed, 1 failed (33.3%)\n1 x an echo (seq 2)\n", out)
+
+    def test_outages(self):
+        """Each is from the sending of the first line that failed to the next good reply."""
+        good, gate = relay(self.serve()), threading.Event()
+        wait = lambda it: gate.wait(0.1) or good(it)  # noqa: E731
+        paths = good, mirror, mirror, wait, good, wait, end, wait, mirror
+        status, probes, summary = self.probes(self.other_server(by_turns(*paths)), "-c 9")
+        self.assertEqual((status, summary["failed"]), (1, 4))
+        outages = summary["outages"]
+        self.assertEqual([outage["lines"] for outage in outages], [2, 1, 1])
+        for outage, first, after in zip(outages, (1, 6), (3, 7)):
+            sent, back = (
+                datetime.datetime.fromisoformat(probes[number]["sent"]).timestamp()
+                for number in (first, after)
+            )
+            self.assertEqual(outage["from"], probes[first]["sent"])
+            lasted = back + probes[after]["after_ms"] / 1000 - sent
+            self.assertAlmostEqual(outage["seconds"], lasted, delta=0.0021)
+        groups = [tuple(reason.values()) for reason in summary["reasons"]]
+        self.assertEqual(groups[0], ("wrong-reply", "an echo", 3, 2, 9))
+        self.assertEqual(groups[1][2:], (1, 7, 7))
+
+        server = self.other_server(by_turns(*paths))
+        for options, shown in (("-c 9", r"\n--- .*\n"), ("-q -c 9", "127.*: ")):
+            if options == "-q -c 9":
+                server = self.other_server(by_turns(*paths))
+            _, out, _ = self.ping(server, options)
+            self.assertRegex(
+                out,
+                rf"{shown}9 sent, 5 reversed, 4 failed \(44\.4%\)\n3 x an echo \(seq 2-9\)\n"
+                r"1 x the connection (ended|was reset) \(seq 7\)\n3 outages, 0\.\d s in all\n"
+                r"(nothing right came back for 0\.\d s from \d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
+                r"\(2 lines: an echo\)\n"
+                r"|nothing came back for 0\.\d s from .* \(1 line: the connection .*\)\n){2}",
+            )
+
+    def test_date(self):
+        before = datetime.datetime.now()
+        for options, date in (("-D", r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}) "), ("", "()")):
+            _, out, _ = self.ping(self.serve(), f"-c 1 {options}")
+            shown = re.match(rf"{date}127\.0\.0\.1:\d+: seq=1 ", out)
+            if options:
+                sent = datetime.datetime.fromisoformat(shown[1])
+                self.assertLess(abs(sent - before), datetime.timedelta(seconds=LIMIT))
+
+    def test_deadline(self):
+        """It ends the run; what waits then has failed if it is later than any good reply was."""
+        start, good = time.monotonic(), relay(self.serve())
+        status, _, summary = self.probes(self.serve(), "-w 0.3 -q")
+        self.assertEqual((status, summary["failed"]), (0, 0))
+        self.assertGreater(summary["reversed"], 1)
+        self.assertGreaterEqual(time.monotonic() - start, 0.3)
+        silent = [never_answer] * 99
+        path = self.other_server(by_turns(good, *silent))
+        status, [*_, probe], summary = self.probes(path, "-w 0.4")
+        self.assertEqual((status, probe["state"], probe["kind"]), (1, "failed", "no-reply"))
+        self.assertEqual((summary["reversed"], summary["failed"]), (1, 1))
+        slow = lambda it: time.sleep(0.5) or good(it)  # noqa: E731
+        path = self.other_server(by_turns(slow, *silent))
+        status, [*_, probe], summary = self.probes(path, "-w 1.1")
+        self.assertEqual((status, probe["state"], probe["kind"]), (1, "failed", "no-reply"))
+        path = self.other_server(by_turns(slow, *silent))
+        status, [*_, probe], summary = self.probes(path, "-w 0.9 -i 0.6")
+        self.assertEqual((status, probe["state"], probe["kind"]), (0, "waiting", None))
+        self.assertRegex(probe["reason"], r"\Ano reply within 0\.\d+ s")
+        self.assertEqual((summary["reversed"], summary["waiting"]), (1, 1))
+        self.assertEqual((summary["reasons"], summary["outages"]), ([], []))
+
+    def test_deadline_and_count(self):
+        """As many lines have to come back; how many have failed before makes no difference."""
+        good = relay(self.serve())
+        paths = mirror, mirror, good, mirror, good, good
+        status, probes, _ = self.probes(self.other_server(by_turns(*paths)), f"-w {LIMIT} -c 2")
+        states = [probe["state"] for probe in probes]
+        self.assertEqual(states, ["failed", "failed", "reversed", "failed", "reversed"])
+        self.assertEqual(status, 0)
+        status, probes, _ = self.probes(("", free_port()), "-w 0.3 -c 1 -i 0.1")
+        self.assertEqual((status, {probe["state"] for probe in probes}), (1, {"failed"}))
+        self.assertGreater(len(probes), 1)
+
+    def test_source_address(self):
+        server = self.serve()
+        if not LINUX:
+            self.skipTest("elsewhere 127.0.0.5 may be no address of this machine")
+        self.assertEqual(self.ping(server, "-c 1 -I 127.0.0.5")[0], 0)
+        self.assertIn("127.0.0.5:", self.until_logged(" connected")[0])
+        for options, why in (
+            ("-I ''", "it is empty"),
+            ("-I 192.0.2.1", f"'192.0.2.1': {re.escape(os.strerror(errno.EADDRNOTAVAIL))}"),
+            ("-I 127.0.0.1 -6", "the address is of the other version of IP"),
+        ):
+            status, _, err = self.main(f"ping {options}")
+            self.assertEqual(status, 2)
+            self.assertRegex(err, f"error: argument -I: {why}\n")
 
     def test_keep(self):
         """One connection; when it ends a probe fails, and the next has another."""
@@ -4166,7 +4429,39 @@ class PingTest(ClientCase):
 
         _, out, _ = self.ping(self.other_server(twice), "--count 5 --keep")
         self.assertRegex(out, r"\A.* connect=.*\n.* reversed, reply=.*\n.*seq=3 failed .*: the "
-                              r"connection (ended|was reset)\n.*connect=.*\n.*, reply")
+                              r"connection (ended|was reset).* 0.0 s after the last reply\n"
+                              r".*connect=.*\n.*, reply")
+
+    def test_kept_connection_is_watched(self):
+        """It is told how long it was silent, and what came meanwhile, as that."""
+
+        def answer(connection):
+            connection.sendall(revecho.reverse_lines(receive(connection, 257)))
+            return connection
+
+        def copied(connection):
+            reply = revecho.reverse_lines(receive(connection, 257))
+            connection.sendall(reply)
+            gate.wait(0.1)
+            connection.sendall(reply)
+            return True
+
+        def then(step):
+            return lambda it: (answer(it), gate.wait(0.1)) and step(it)
+
+        gate, after = threading.Event(), "0.[12] s after the last reply"
+        for path, options, outcome in (
+            (then(end), "", f"ms: the connection ended {after}"),
+            (then(reset), "", f"was reset {after}"),
+            (then(lambda it: it.sendall(b"x") or True), "", f"for {after}: 'x'"),
+            (copied, "", f"ms: the reply came twice {after}"),
+            (answer, "-W 0.1", "no reply within 0.1 s.*; sent 0.[34] s after the last reply"),
+        ):
+            with self.subTest(outcome):
+                address = self.other_server(by_turns(path, relay(self.serve())))
+                status, out, _ = self.main(f"ping {to(address)} -c 3 -i 0.3 --keep {options}")
+                self.assertEqual(status, 1)
+                self.assertRegex(out, rf"seq=1 256 .*\n.*seq=2 failed .* {outcome}\n.*seq=3 256 ")
 
     def test_signals(self):
         """A probe that is under way counts as sent, and how far it has come is told."""
@@ -4182,17 +4477,49 @@ class PingTest(ClientCase):
             gate = self.gate()
             paths = by_turns(*before, lambda it, gate=gate: receive(it, 257) and gate.wait())
             ping = self.start(f"ping {to(self.other_server(paths))} --interval 0.001 {options}")
+            if not options:
+                self.assertRegex(ping.stdout.readline(), b"^PING ")  # at once
             if before:
-                self.assertRegex(ping.stdout.readline(), rb"seq=1 256 bytes reversed")  # at once
+                self.assertRegex(ping.stdout.readline(), rb"seq=1 256 bytes reversed")
             gate.until_reached()
             ping.send_signal(number)
             out, err = ping.communicate(timeout=LIMIT)
-            waiting = rf"127.*: seq=\d waiting after .* ms: no reply{acknowledged}\n"
-            rest = rf"\n--- .*\n{re.escape(shown)}\n(.* ms\n)*"
+            waiting = rf"127.*: seq=\d waiting after .* ms: no reply{acknowledged}\n\n--- .*\n"
+            rest = rf"{re.escape(shown)}\n(.* ms\n)*"
             text = none_sent_again(out.decode())
-            self.assertRegex(text, rf"\A{'' if options else waiting}{rest}\Z")
+            self.assertRegex(text, rf"\A{'127.*: ' if options else waiting}{rest}\Z")
             self.assertEqual((ping.returncode, err), (status, b""))
             gate.open()
+
+    def test_signal_at_any_time(self):
+        """The first that comes after the first line leads to the summary, without a traceback."""
+        server = self.serve()
+        for wait in range(0, 20, 2):
+            ping = self.start(f"ping {to(server)} --interval 0.003")
+            ping.stdout.readline()
+            time.sleep(wait / 1000)
+            ping.send_signal(signal.SIGINT)
+            out, err = ping.communicate(timeout=LIMIT)
+            self.assertNotIn(b"revecho", err)  # Python may complain of a socket that it was making
+            self.assertRegex(out.decode(), r"\n--- 127.*\n\d+ sent, \d+ reversed, 0 failed")
+
+    @unittest.skipUnless(hasattr(signal, "SIGQUIT"), "needs SIGQUIT")
+    def test_summary_so_far(self):
+        """At once, on standard error; and it goes on."""
+        gate = self.gate()
+        for options, summary in (("", r"\n--- 127.*\n1 sent.*\n.*\n.*\n"), ("--json", r"\{.*\}\n")):
+            paths = by_turns(relay(self.serve()), lambda it: receive(it, 257) and gate.wait())
+            ping = self.start(f"ping {to(self.other_server(paths))} -i 0 -c 3 {options}")
+            gate.until_reached()
+            ping.send_signal(signal.SIGQUIT)
+            shown = b""
+            while not re.fullmatch(summary, shown.decode()):
+                shown += os.read(ping.stderr.fileno(), 1000)
+            ping.send_signal(signal.SIGINT)
+            out, err = ping.communicate(timeout=LIMIT)
+            self.assertEqual((ping.returncode, err), (0, b""))
+            self.assertIn(b"waiting", out)
+        gate.open()
 
     def test_signal_while_connecting(self):
         """Of two addresses, the second of which does not answer."""
@@ -4209,10 +4536,27 @@ class PingTest(ClientCase):
         until(lambda: self.unanswered(full) > before)
         ping.send_signal(signal.SIGINT)
         refused = f"after {refusing[0]}:{refusing[1]}: Connection refused"
-        line = rf"a:5: seq=1 waiting after .* ms: not connected, {refused}\n"
+        line = rf"127.*:{full.getsockname()[1]}: seq=1 waiting .* ms: not connected; {refused}\n"
         out = ping.communicate(timeout=LIMIT)[0].decode()
-        self.assertRegex(out, rf"\A{line}\n--- a:5 ---\n1 sent, .*, 1 waiting\n\Z")
+        self.assertRegex(out, rf"\A.*\n{line}\n--- a:5 ---\n1 sent, .*, 1 waiting\n\Z")
         self.assertEqual(ping.returncode, 1)
+
+    @needs_linux
+    def test_what_a_router_says(self):
+        """ICMP, and who sent it; and a far end that leaves no room for a single byte."""
+        with contextlib.suppress(OSError):
+            if not subprocess.call(["unshare", "-rn", "test", "-w", "/dev/net/tun"]):
+                ports = {13: "administratively prohibited", 3: "port unreachable"}
+                ports[7] = "type 3 code 7"
+                code = f"{ROUTER}\nfor port in {[*ports, 200]}: ping(port)"
+                command = ["unshare", "-rn", sys.executable, "-W", "error", "-c", code]
+                out = subprocess.run(command, cwd=HERE, capture_output=True, check=True).stdout
+                for port, what in ports.items():
+                    said = rf"\(ICMP {what} from 10\.0\.0\.9\)\n"
+                    self.assertRegex(out.decode(), rf"0\.2:{port}: .* not connected: .* {said}")
+                self.assertIn(b"no reply within 0.5 s; nothing could be sent\n", out)
+                return
+        self.skipTest("needs unshare, and the right to make a network of its own")
 
     def test_segments_sent_again(self):
         """Here the first, as the listen queue is full when it comes; then no more."""
@@ -4234,10 +4578,12 @@ class PingTest(ClientCase):
         self.on_thread(answer)
         again = r", segments sent again: \d+\n"
         out = ping.communicate(timeout=LIMIT)[0].decode()
-        self.assertRegex(out, rf"\A.* reply=.* ms{again}.* reply=.* ms\n\n.*\n2 .* \(0%\){again}")
+        lines = rf".* reply=.* ms{again}.* reply=.* ms\n"
+        self.assertRegex(out, rf"\A.*\n{lines}\n.*\n2 .* \(0%\){again}")
 
     def test_standard_output_closed_before_the_summary(self):
         ping = self.start(f"ping {to(self.serve())} --interval 100")
+        ping.stdout.readline()
         ping.stdout.readline()
         ping.stdout.close()
         ping.send_signal(signal.SIGINT)
@@ -4245,7 +4591,7 @@ class PingTest(ClientCase):
 
     def test_interval(self):
         start = time.monotonic()
-        self.assertEqual(self.ping(self.serve(), "--count 3 --interval 0.1")[0], 0)
+        self.assertEqual(self.main(f"ping {to(self.serve())} --count 3 --interval 0.1")[0], 0)
         self.assertGreaterEqual(time.monotonic() - start, 0.2)
 
 
@@ -4458,7 +4804,7 @@ class TLSClientTest(ClientCase):
             _, out, _ = self.main(self.ours("ping", options=f"-i 0 -c 2 {options}"))
             lines = rf".*connect=.* ms tls=.* ms reply=.*\n.* reversed, {second}reply=.* ms\n"
             times = "connect min/.*\ntls min/.*\nreply min/.*\n"
-            self.assertRegex(out, rf"\A{lines}\n.*\n2 sent, 2 reversed.*\n{times}\Z")
+            self.assertRegex(out, rf"\A.*\n{lines}\n.*\n2 sent, 2 reversed.*\n{times}\Z")
 
     def test_client_certificate(self):
         """In one file or two, of an authority that the server knows, or not, or none."""
@@ -4475,7 +4821,7 @@ class TLSClientTest(ClientCase):
             ):
                 server = self.other_server(serve)
                 _, out, _ = self.main(self.ours("ping", server, f"-c 1 {options}"))
-                self.assertRegex(out, rf"\A.*: seq=1 {shown}")
+                self.assertRegex(out, rf"\A.*\n.*: seq=1 {shown}")
 
     def test_failures(self):
         """Of the handshake, in words; of the other side that speaks no TLS; and of ours."""
@@ -4491,7 +4837,7 @@ class TLSClientTest(ClientCase):
         ):
             server = self.other_server(serve)
             status, out, err = self.main(self.ours("ping", server, "-c 1 -W 0.3"))
-            self.assertRegex(out, rf"\A127.*failed after .* ms: no TLS handshake: ({why})\n\n")
+            self.assertRegex(out, rf"\A.*\n127.*failed after .* ms: no TLS handshake: ({why})\n\n")
             self.assertEqual((status, err), (1, ""))
             status, out, err = self.main(self.ours("client", server, "-W 0.3 hello"))
             self.assertRegex(err, rf"\A{COMPLAINT}no TLS handshake: ({why})\n\Z")
@@ -4512,7 +4858,7 @@ class TLSClientTest(ClientCase):
             connection.sendall(b"oll")
             socket.socket.send(connection, b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
-        why = "^the connection broke: what came is not TLS; only 'oll' came$"
+        why = "^the connection broke: what came is not TLS; 3 of 6 bytes came, the last .*: 'oll'$"
         with self.assertRaisesRegex(revecho.ReplyError, why):
             server = self.other_server(through_tls(serve))
             self.request("hello", server, ssl_context=self.context())
@@ -4552,7 +4898,7 @@ class TLSClientTest(ClientCase):
             context.maximum_version = version
             for text, why in (
                 (b"error: busy\n", "^error: busy$"),
-                (b"oll", "^(more|the connection ended; only) .*'oll'"),
+                (b"oll", "^(more|the connection ended; 3 of) .*'oll'"),
             ):
                 serve = functools.partial(speak, context=context, text=text)
                 with self.assertRaisesRegex(revecho.ReplyError, why):
@@ -4601,9 +4947,19 @@ class TLSClientTest(ClientCase):
         self.assertIn("no TLS handshake: self", out)
 
     def test_plain_ping_to_tls(self):
-        _, out, _ = self.main(f"ping {to(self.other_server(through_tls(end)))} -c 1")
-        ends = "the connection (ended|was reset)|not the reverse"
-        self.assertRegex(out, rf"\A127.*: seq=1 failed after .* ms: ({ends})")
+        """Once in a run it is found out that the port speaks TLS, or that it does not."""
+        tls = "; the port speaks TLS: try --tls"
+        for path, hint in (
+            (through_tls(end), tls),
+            (through_tls(end, ca="stranger"), tls),
+            (end, ""),
+            (lambda it: it.recv(9) and it.sendall(b"HTTP/1.0 400\r\n"), ""),
+        ):
+            paths = iter([path] * 4)  # three lines, and one look
+            address = self.other_server(lambda it, paths=paths: next(paths)(it))
+            _, out, _ = self.main(f"ping {to(address)} -i 0 -c 3")
+            why = rf"(the connection (ended|was reset){hint}|(not|more) .*)\n"
+            self.assertRegex(out, rf"\A.*\n(127.*: seq=\d failed after .* ms: {why}){{3}}\n")
 
     def test_openssl_s_server(self):
         """Which reverses lines, too."""
@@ -4657,7 +5013,7 @@ class TLSClientTest(ClientCase):
         ping.send_signal(signal.SIGINT)
         out, _ = ping.communicate(timeout=LIMIT)
         gate.open()
-        line = r"\A127.* seq=1 waiting after .* ms: no TLS handshake\n\n.*\n1 sent"
+        line = r"\A.*\n127.* seq=1 waiting after .* ms: no TLS handshake\n\n.*\n1 sent"
         self.assertRegex(none_sent_again(out.decode()), line)
 
     def test_options(self):
