@@ -142,20 +142,15 @@ def _quote(data: bytes | bytearray, at: int = 0) -> str:
 
 
 def _changed_byte(came: bytes, right: bytes, at: int) -> str:
-    """Return what became of the byte at which the two differ first, if the rest is much alike."""
-
-    def within(part: bytes, whole: bytes) -> bool:
-        rest = iter(whole)
-        return all(byte in rest for byte in part)
-
+    """Return what became of the byte at which the two differ first, if that is clear."""
     if right.isascii() or not came.endswith(b"\n"):  # a quotation of text says enough
         return ""
     if len(came) == len(right) and 3 * sum(map(operator.eq, came, right)) >= len(right):
-        return f"0x{right[at]:02x} came back as 0x{came[at]:02x}"
-    if within(came, right):
-        return f"0x{right[at]:02x} is missing"
-    if within(right, came) and came[at] == came[at - 1]:
-        return f"0x{came[at]:02x} came twice"
+        return f"0x{right[at]:02x} came back as 0x{came[at]:02x}: "
+    for number, what in (right[at], "is missing"), (came[at], "came twice"):
+        byte = bytes([number])
+        if came.replace(byte, b"") == right.replace(byte, b""):
+            return f"0x{number:02x} {what}: "
     return ""
 
 
@@ -215,6 +210,25 @@ def reverse_lines(lines: bytes) -> bytes:
     reversed_lines = backwards.split(b"\n")
     reversed_lines.reverse()
     return b"\n".join(reversed_lines)
+
+
+_CONTINUING = bytes(range(0x80, 0xC0))
+_NOT_CONTINUING = bytes({*range(256)} - {*_CONTINUING})
+
+
+def _random_line(size: int) -> bytes:
+    """Return a line of *size* bytes, and its ending, that reverse_lines() reverses byte by byte.
+
+    From a size of 255 on it holds every byte but LF: a path that loses or changes one is found out.
+    """
+    values = random.sample([*range(10), *range(11, 256)], min(size, 255))
+    data = bytes(values) + os.urandom(size - len(values)).replace(b"\n", b"x")
+    # The bytes that continue a character of UTF-8 stand before those that begin one, so that each
+    # is a character of its own, whatever its neighbours and the version of Unicode.
+    line = data.translate(None, _NOT_CONTINUING) + data.translate(None, _CONTINUING)
+    if line.endswith(b"\r"):  # it would belong to the ending
+        line = b"\r" + line[:-1]
+    return line + b"\n"
 
 
 # ---- Lines ---------------------------------------------------------------------------------------
@@ -478,12 +492,13 @@ def _connect_to(connection: socket.socket, address: Any, seconds: float, source:
     code = connection.connect_ex(address)
     if code in (errno.EINPROGRESS, errno.EWOULDBLOCK):
         if not _ready({connection: _WRITE}, max(0, seconds)):
-            raise TimeoutError(f"no answer within {round(seconds, 2):g} s")
+            raise TimeoutError(f"no answer within {round(seconds, 2 - (seconds > 1)):g} s")
         code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if not code and connection.getsockname()[:2] == address[:2]:
         code = errno.ECONNREFUSED  # nobody listens, and by chance TCP has met itself
     if code:
-        raise OSError(code, os.strerror(code) + _icmp(connection))
+        words = getattr(socket, "errorTab", {}).get(code)  # Windows has them there alone
+        raise OSError(code, (words or os.strerror(code)).rstrip(".") + _icmp(connection))
 
 
 def _tls_context(
@@ -593,8 +608,8 @@ def _numbers(names: str) -> set[int | None]:
 _LACKING = _numbers("EMFILE ENFILE ENOBUFS ENOMEM EPERM")
 # ... and these are about one connection, or none; so is an error that is not of the system.
 _PASSING = {None} | _numbers(
-    "EAGAIN EINTR ECONNABORTED ECONNRESET EPROTO ENOPROTOOPT EOPNOTSUPP ENETDOWN ENETUNREACH "
-    "EHOSTDOWN EHOSTUNREACH ENONET ETIMEDOUT"
+    "EAGAIN EINTR ECONNABORTED ECONNRESET ENOTCONN EPROTO ENOPROTOOPT EOPNOTSUPP ENETDOWN "
+    "ENETUNREACH EHOSTDOWN EHOSTUNREACH ENONET ETIMEDOUT"
 )
 # Of those of connect(), these are no fault of the path.
 _LACKING_HERE = {*_LACKING, errno.EADDRNOTAVAIL}
@@ -1461,14 +1476,14 @@ def _compare(
     elif came.endswith(b"\n") or not b"error: ".startswith(came):
         echo = line.startswith(came) and len(came) >= min(len(line), 20)  # less may be chance
         column = at - begin
-        wrong = "an echo" if echo else _changed_byte(came, reply, column) or "not the reverse"
+        change = "" if echo else _changed_byte(came, reply, column)
         place = f" at byte {connection.bytes + at + 1}"
         if connection.lines or line != lines:
             place += ", line " + str(connection.lines + text.count(b"\n", 0, at) + 1)
-        shown = f"{_quote(came, column)} came"
+        shown = f"{change}{_quote(came, column)} came"
         if column or reply.isascii():  # else nothing of it came, and random bytes say nothing
             shown += f", {_quote(reply, column)} should have come"
-        error = ReplyError(wrong, f"{place}: {shown}")
+        error = ReplyError("an echo" if echo else "not the reverse", f"{place}: {shown}")
     return text[:begin], bytearray(text[begin:]), error
 
 
@@ -2325,8 +2340,8 @@ class _Pinger:
             connection.expect_nothing(self.replied_at + min(took, 1))
 
     def _patience(self) -> float:
-        left = round(self.ends_at - time.monotonic() + 0.005, 2)  # as people read it
-        return float(min(self.args.timeout, max(0.01, left)))
+        left = max(0.1, round(self.ends_at - time.monotonic() + 0.05, 1))  # as people read it
+        return float(min(self.args.timeout, left))
 
     def _outcome(
         self, error: BaseException | None, soon: bool
@@ -2387,20 +2402,23 @@ class _Outage:
 
     def __init__(self, first: _Probe) -> None:
         self.first, self.lines = first, 0
-        self.ended: float | None = None  # seconds since the epoch
+        self.seconds, self.goes_on = 0.0, True
 
-    def seconds(self) -> float:
-        return (self.ended or time.time()) - self.first.sent
+    def add(self, probe: _Probe) -> None:
+        self.seconds = probe.sent + probe.after_ms / 1000 - self.first.sent
+        self.goes_on = probe.state == "failed"
+        self.lines += self.goes_on
 
     def as_fields(self) -> dict[str, Any]:
-        began, seconds = _date(self.first.sent, utc=True), round(self.seconds(), 3)
+        began, seconds = _date(self.first.sent, utc=True), round(self.seconds, 3)
         return {"from": began, "seconds": seconds, "lines": self.lines}
 
     def as_text(self) -> str:
         answered = self.first.kind in ("wrong-reply", "unasked", "server-error", "partial-reply")
         what, since = "nothing right" if answered else "nothing", _date(self.first.sent)[:19]
         lines = f"{_quantity(self.lines, 'line')}: {self.first.reason}"
-        return f"{what} came back for {self.seconds():.1f} s from {since} ({lines})"
+        going_on = ", and it goes on" * self.goes_on
+        return f"{what} came back for {self.seconds:.1f} s from {since} ({lines}){going_on}"
 
 
 class _Summary:
@@ -2411,34 +2429,30 @@ class _Summary:
         self.counts = {"reversed": 0, "failed": 0, "waiting": 0, "not sent": 0}
         self.times: dict[str, list[float]] = {step: [] for step in _STEPS}  # of good lines
         self.slowest = 0.0  # milliseconds until a good reply, with all steps before it
-        self.reasons: dict[tuple[str | None, str], dict[str, Any]] = {}
-        self.outages: list[_Outage] = []  # only the last can go on
+        # For each kind and reason: the first probe, how many there were, and the last number.
+        self.reasons: dict[tuple[str | None, str], tuple[_Probe, int, int]] = {}
+        self.outages: list[_Outage] = []
 
     def sent(self) -> int:
         return sum(self.counts.values()) - self.counts["not sent"]
 
     def is_enough(self, args: argparse.Namespace) -> bool:
         """Return whether --count is reached, by lines or, if none was sent, by tries."""
-        if args.deadline:
-            return bool(self.counts["reversed"] == args.count)
-        return args.count in (self.sent(), self.counts["not sent"] - self.sent())
+        tried = self.sent() or self.counts["not sent"]
+        return bool(args.count == (self.counts["reversed"] if args.deadline else tried))
 
     def add(self, probe: _Probe) -> None:
         self.counts[probe.state] += 1
         self.sent_again += probe.sent_again or 0
         if probe.reason and probe.state != "waiting":
-            new = {"kind": probe.kind, "reason": probe.reason, "count": 0}
-            new.update(first_seq=probe.seq, last_seq=probe.seq)
-            group = self.reasons.setdefault((probe.kind, probe.reason), new)
-            group.update(count=group["count"] + 1, last_seq=probe.seq)
-        out = bool(self.outages) and not self.outages[-1].ended
-        if probe.state == "failed":
-            if not out:
-                self.outages.append(_Outage(probe))
-            self.outages[-1].lines += 1
-        elif probe.state == "reversed":
-            if out:
-                self.outages[-1].ended = probe.sent + probe.after_ms / 1000
+            first, count, _ = self.reasons.get((probe.kind, probe.reason), (probe, 0, 0))
+            self.reasons[probe.kind, probe.reason] = first, count + 1, probe.seq
+        goes_on = bool(self.outages) and self.outages[-1].goes_on
+        if probe.state == "failed" and not goes_on:
+            self.outages.append(_Outage(probe))
+        if probe.state == "failed" or (goes_on and probe.state == "reversed"):
+            self.outages[-1].add(probe)
+        if probe.state == "reversed":
             self.slowest = max(self.slowest, probe.after_ms)
             for step, took in probe.times.items():
                 self.times[step].append(took)
@@ -2447,7 +2461,11 @@ class _Summary:
         fields: dict[str, Any] = {"type": "summary", "target": self.target, "sent": self.sent()}
         for state, count in self.counts.items():
             fields[state.replace(" ", "_")] = count
-        fields["sent_again"], fields["reasons"] = self.sent_again, [*self.reasons.values()]
+        fields["sent_again"] = self.sent_again
+        fields["reasons"] = [
+            {"kind": it.kind, "reason": it.reason, "count": n, "first_seq": it.seq, "last_seq": last}
+            for it, n, last in self.reasons.values()
+        ]
         fields["outages"] = [outage.as_fields() for outage in self.outages]
         for step, times in self.times.items():
             fields[f"{step}_ms"] = {**_figures(times), "count": len(times)} if times else None
@@ -2461,15 +2479,18 @@ class _Summary:
         for what in "waiting", "not sent":
             text += f", {counts[what]} {what}" if counts[what] else ""
         text += f", segments sent again: {self.sent_again}" if self.sent_again else ""
-        for group in self.reasons.values():
-            what = group["reason"] if group["kind"] else f"reversed {group['reason']}"
-            first, last = group["first_seq"], group["last_seq"]
-            text += f"\n{group['count']} x {what} (seq {first}{f'-{last}' if last > first else ''})"
+        for first, count, last in self.reasons.values():
+            seq = f"{first.seq}-{last}" if count > 1 else first.seq
+            text += f"\n{count} x {'' if first.kind else 'reversed '}{first.reason} (seq {seq})"
+            if details := first.details.lstrip(" ;:"):
+                text += f", {'first ' * (count > 1)}{details}"
         if len(self.outages) > 1:
-            in_all = sum(outage.seconds() for outage in self.outages)
+            in_all = sum(outage.seconds for outage in self.outages)
             text += f"\n{len(self.outages)} outages, {in_all:.1f} s in all"
-        for outage in sorted(self.outages, key=_Outage.seconds, reverse=True)[:_MOST]:
-            text += f"\n{outage.as_text()}" if outage.seconds() >= 0.05 else ""
+        longest = sorted(self.outages, key=operator.attrgetter("seconds"))[-_MOST:]
+        for outage in self.outages:
+            if outage in longest and outage.seconds > 0.05:
+                text += f"\n{outage.as_text()}"
         for step, times in self.times.items():
             if times:
                 figures = _figures(times).items()
@@ -2488,25 +2509,6 @@ def _figures(times: list[float]) -> dict[str, float | None]:
     stdev = math.sqrt(math.fsum((took - mean) ** 2 for took in times) / count)
     figures = {"min": ordered[0], "median": median, "p95": p95, "max": ordered[-1]}
     return {**figures, "mean": round(mean, 3), "stdev": round(stdev, 3)}
-
-
-_CONTINUING = bytes(range(0x80, 0xC0))
-_NOT_CONTINUING = bytes({*range(256)} - {*_CONTINUING})
-
-
-def _random_line(size: int) -> bytes:
-    """Return a line of *size* bytes, and its ending, of which the reverse is its bytes backwards.
-
-    From a size of 255 on it holds every byte but LF: a path that loses or changes one is found out.
-    """
-    values = random.sample([*range(10), *range(11, 256)], min(size, 255))
-    data = bytes(values) + os.urandom(size - len(values)).replace(b"\n", b"x")
-    # The bytes that continue a character of UTF-8 stand before those that begin one, so that each
-    # is a character of its own, whatever its neighbours and the version of Unicode.
-    line = data.translate(None, _NOT_CONTINUING) + data.translate(None, _CONTINUING)
-    if line.endswith(b"\r"):  # it would belong to the ending
-        line = b"\r" + line[:-1]
-    return line + b"\n"
 
 
 # ---- Appendix ------------------------------------------------------------------------------------
