@@ -2463,8 +2463,11 @@ class _Summary:
             fields[state.replace(" ", "_")] = count
         fields["sent_again"] = self.sent_again
         fields["reasons"] = [
-            {"kind": it.kind, "reason": it.reason, "count": n, "first_seq": it.seq, "last_seq": last}
-            for it, n, last in self.reasons.values()
+            {
+                "kind": first.kind, "reason": first.reason, "count": count,
+                "first_seq": first.seq, "last_seq": last,
+            }
+            for first, count, last in self.reasons.values()
         ]
         fields["outages"] = [outage.as_fields() for outage in self.outages]
         for step, times in self.times.items():

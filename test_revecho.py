@@ -51,6 +51,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 README = (HERE / "README.md").read_text(encoding="utf-8")
 LIMIT = 30  # seconds after which something hangs; no test takes nearly as long
 LONG = 10 * LIMIT
+EVERY_LINE = "EVERY_LINE" in os.environ  # make hold: what is done before some lines else
+EACH = 1 if EVERY_LINE else 4
 MODULE = "-m", "revecho"  # which Python has compiled once, unlike the revecho.py of a command
 SETTINGS = "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"  # of this machine, that are not for tests
 # A shell lets what it starts in the background ignore Ctrl-C, and that would be inherited.
@@ -1577,43 +1579,34 @@ class ServerTest(Case):
 
     @needs_linux
     def test_an_idle_server_makes_no_wake_up(self):
-        """Neither a server nor the command; so nothing of them looks at a clock."""
-        code = """if True:
-            import sys, threading
-            import revecho
-            with revecho.running_server(idle_timeout=0) as server:
-                print("listening on 127.0.0.1:%d" % server.server_address[1], flush=True)
-                threading.Event().wait()
-        """
-        in_a_program = self.start(program=("-c", code), stderr=subprocess.DEVNULL)
-        for process in (in_a_program, self.start_server("--idle-timeout 0")):
+        """Nor does the command around it; so nothing of them looks at a clock."""
 
-            tasks = pathlib.Path(f"/proc/{process.pid}/task")
+        def switches():
+            texts = [task.read_text() for task in tasks.glob("*/status")]
+            return sorted(int(re.search(r"\nvol.*:\s*(\d+)", text)[1]) for text in texts)
 
-            def switches(tasks=tasks):
-                texts = [task.read_text() for task in tasks.glob("*/status")]
-                return sorted(int(re.search(r"\nvol.*:\s*(\d+)", text)[1]) for text in texts)
-
-            with self.connect(process) as gone, self.connect(process) as idle:
-                self.ask(gone)
-                self.ask(idle)
-                gone.close()
-                before = len(os.listdir(tasks))  # its worker waits for a second, and then ends
-                until(lambda tasks=tasks, before=before: len(os.listdir(tasks)) < before)
-                before = switches()
-                time.sleep(0.3)  # to see that nothing happens
-                self.assertEqual(switches(), before)
-                self.ask(idle)
+        process = self.start_server("--idle-timeout 0")
+        tasks = pathlib.Path(f"/proc/{process.pid}/task")
+        gone, idle = self.connect(process), self.connect(process)
+        self.ask(gone)
+        self.ask(idle)
+        gone.close()
+        before = len(os.listdir(tasks))  # its worker waits for a second, and then ends
+        until(lambda: len(os.listdir(tasks)) < before)
+        before = switches()
+        time.sleep(0.3)  # to see that nothing happens
+        self.assertEqual(switches(), before)
+        self.ask(idle)
 
     def test_idle_time_counts_from_the_end_of_a_reply(self):
         """A peer that takes its time to read a reply has all of it again before the next line."""
-        server = self.serve(max_line=1 << 25, idle_timeout=1.5)
+        server = self.serve(max_line=1 << 25, idle_timeout=1)
         connection, line = self.connect(server), b"x" * (1 << 25) + b"\n"
         self.on_thread(connection.sendall, line)
         self.assertEqual(receive(connection, 1), b"x")
-        time.sleep(0.9)
+        time.sleep(0.6)
         self.assertEqual(receive(connection, len(line) - 1), line[1:])
-        time.sleep(0.9)
+        time.sleep(0.6)
         self.ask(connection)
 
     def test_verify_request(self):
@@ -1777,7 +1770,7 @@ class ServerTest(Case):
                 self.assertEqual(receive_until_gone(connection), b"")
 
         before = held()
-        for count in range(1, 55):  # then it waits for another client
+        for count in range(1, 55, EACH):  # then it waits for another client
             with self.subTest(count):
                 interrupted(count)
         until(lambda: given_back(before))
@@ -1785,7 +1778,7 @@ class ServerTest(Case):
     def test_an_interrupt_at_any_line_of_a_stop(self):
         """Then another call does what is left to do."""
         before = held()
-        for number in itertools.count(1):
+        for number in itertools.count(1, EACH):
             faulthandler.dump_traceback_later(2 * LIMIT, exit=True, file=sys.__stderr__)
             with running_server() as server, socket.create_connection(at(server)):
                 until(lambda server=server: server.connections)
@@ -1801,7 +1794,8 @@ class ServerTest(Case):
 
     def test_crowd_waits_at_the_limit(self):
         server = self.serve(max_connections=3)
-        for _ in range(2):
+        for pause in 0, 1.1:  # after a second the next crowd is another
+            time.sleep(pause)
             crowd = self.crowd(12, server)
             until(lambda: len(server.connections) == 3)
             self.assertLessEqual(len(readable(*crowd)), 3)
@@ -1817,7 +1811,6 @@ class ServerTest(Case):
                 ["cannot accept, others wait: the limit max_connections=3 is reached"],
             )
             self.records.clear()
-            time.sleep(1.1)  # the next crowd is another
 
     def exhaust(self, message, kind, limit, prepare):
         """Run a server short of something; see that it serves everyone and stops on a signal.
@@ -2104,7 +2097,7 @@ class StoppingTest(HeartCase):
         server = self.serve(max_connections=1, grace=LONG)
         first = self.connect(server)
         self.ask(first)
-        self.crowd(20, server, b"")
+        self.crowd(5, server, b"")
         last = self.connect(server, b"hello\n")
         closing = self.closing(server)
         half_close(first)
@@ -2283,7 +2276,7 @@ class StoppingTest(HeartCase):
         self.addCleanup(signal.signal, signal.SIGALRM, signal.SIG_DFL)
         self.addCleanup(signal.setitimer, signal.ITIMER_REAL, 0)
         before = held()
-        for number in range(40):
+        for number in range(0, 40, EACH - EACH // 4):
             faulthandler.dump_traceback_later(2 * LIMIT, exit=True, file=sys.__stderr__)
             serve_until_the_signal(0.0003 * (number + 1) if number % 2 else 0.011 + 0.0003 * number)
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -2395,48 +2388,47 @@ class StoppingTest(HeartCase):
                 pass  # perhaps before the accepting thread has begun
 
 
-def without(*names):
-    """Leave tests out."""
-    return type("Without", (), dict.fromkeys(f"test_{name}" for name in names))
+def only(case, *names):
+    """Leave all other tests of the case out: they would show what it shows already."""
+    kept = {f"test_{name}" for name in names}
+    return type("Only", (), {n: None for n in dir(case) if n.startswith("test_") and n not in kept})
 
 
-# What is left out waits nowhere, or runs in another process.
+class ConnectionElsewhereTest(Elsewhere, ConnectionTest):
+    pass
 
 
-class ConnectionElsewhereTest(
-    without("memory", "error_arrives_though_the_client_goes_on_sending"),
+class IdleElsewhereTest(
+    only(IdleTest, "silent_client", "client_that_does_not_read"),
     Elsewhere,
-    ConnectionTest,
+    IdleTest,
 ):
     pass
 
 
-class IdleElsewhereTest(without("words_for_one_second"), Elsewhere, IdleTest):
-    pass
-
-
 class StoppingElsewhereTest(
-    without("what_hangs_is_left_behind", "of_a_handler_that_has_closed_its_connection"),
-    without("interrupted", "those_in_the_listen_queue_wait_for_a_slow_respond"),
-    without("client_that_goes_on_sending"),
+    only(
+        StoppingTest,
+        "received_lines_are_answered",
+        "those_in_the_listen_queue_are_answered",
+        "idle_clients_hold_nothing_up",
+        "client_that_does_not_read_is_cut",
+        "large_replies_are_sent_in_full",
+    ),
     Elsewhere,
     StoppingTest,
 ):
     pass
 
 
-# Python's TLS cannot send and receive on two threads at a time, nor end its side when a reply may
-# have come; and who waits in the listen queue has no handshake.
-
-
 class ConnectionTlsTest(
-    without("a_handler_that_raises", "close_connection", "protocol_error", "memory", "drain"),
-    without("an_end_in_setup", "an_end_of_what_is_closed", "an_end_though_a_file_is_open"),
-    without("finish_comes_after_everything", "answer_can_be_overridden", "nothing_overridden"),
-    without("an_end_that_is_raised_again_and_again"),
-    without("error_arrives_though_the_client_goes_on_sending", "pipelining_without_end"),
-    without("socket_of_a_connection", "no_option_of_a_connection_is_essential", "binary_frames"),
-    without("handle_can_be_overridden", "respond_can_be_overridden", "log_of_a_connection"),
+    only(
+        ConnectionTest,
+        "reply_comes_at_once",
+        "greeting",
+        "an_error_for_a_peer_that_has_gone",
+        "a_failure_is_logged_before_the_peer_is_heard_out",
+    ),
     Tls,
     ConnectionTest,
 ):
@@ -2609,8 +2601,13 @@ class TlsServerTest(Tls, HeartCase):
 
 
 class IdleTlsTest(
-    without("client_that_floods_after_its_time", "a_peer_that_reads_a_large_reply_slowly"),
-    without("client_that_drips", "words_for_one_second", "idle_clients_give_way_at_the_limit"),
+    only(
+        IdleTest,
+        "silent_client",
+        "client_that_does_not_read",
+        "a_thread_that_is_late",
+        "an_end_leaves_nothing_for_the_garbage_collector",
+    ),
     Tls,
     IdleTest,
 ):
@@ -2618,18 +2615,16 @@ class IdleTlsTest(
 
 
 class StoppingTlsTest(
-    without("those_in_the_listen_queue_are_answered", "client_that_goes_on_sending"),
-    without("client_that_sends_small_lines_and_reads", "at_the_limit", "in_the_midst_of_itself"),
-    without("those_in_the_listen_queue_wait_for_a_slow_respond", "replies_on_their_way_arrive"),
-    without("replies_on_their_way_have_no_longer_than_the_grace", "interrupted"),
-    without("replies_that_are_acknowledged_late", "silent_clients_in_the_listen_queue"),
-    without("interrupted_while_it_waits", "of_a_handle_that_waits_by_itself"),
-    without("end_of_the_clients_side_is_not_taken_for_the_servers", "what_hangs_is_left_behind"),
-    without("of_a_handler_that_has_closed_its_connection"),
-    without("by_the_handler_of_a_signal_at_any_time"),
-    without("received_lines_are_answered_to_a_client_that_reads_late"),
-    without("by_a_thread_that_it_would_wait_for", "threads_of_what_is_cut_are_waited_for"),
-    without("newcomers_do_not_prolong_it", "one_who_is_heard_out"),
+    only(
+        StoppingTest,
+        "received_lines_are_answered",
+        "idle_clients_hold_nothing_up",
+        "between_two_steps_of_an_exchange",
+        "client_that_does_not_read_is_cut",
+        "large_replies_are_sent_in_full",
+        "a_line_that_the_stop_has_cut_is_not_answered",
+        "at_any_time",
+    ),
     Tls,
     StoppingTest,
 ):
@@ -2644,7 +2639,7 @@ class InterleavingTest(HeartCase):
     """
 
     KINDS: ClassVar = {"serve_forever": "acceptor", "server_close": "closer"}  # others: worker
-    STEP = 1 if "EVERY_LINE" in os.environ else 89
+    STEP = 1 if EVERY_LINE else 89
 
     def hold(self, kind, number):
         """Return a trace function, and what tells that a thread of the kind is held.
@@ -2736,10 +2731,6 @@ class InterleavingTest(HeartCase):
         while self.late_at_line(next(numbers)):
             faulthandler.dump_traceback_later(2 * LIMIT, exit=True, file=sys.__stderr__)
         self.assertGreater(next(numbers), 40)
-
-
-class InterleavingElsewhereTest(Elsewhere, InterleavingTest):
-    pass
 
 
 class RunningServerTest(Case):
@@ -2960,8 +2951,8 @@ class ClientTest(ClientCase):
             (for_request, partial, 0.5, f"^no end of the reply {late}; {part}$"),
             (for_stream, partial, 0.5, f"^no end of the reply {late}; {part}{so_far}$"),
             (for_request, self.other_server(drip), 0.1, "^no end of the reply within "),
-            (for_request, full, 0.1, r"^not connected: no answer within 0\.1 s$"),
-            (for_stream, full, 0.1, r"^not connected: no answer within 0\.1 s$"),
+            (for_request, full, 0.1, r"^not connected: no answer within 0\.\d+ s$"),
+            (for_stream, full, 0.1, r"^not connected: no answer within 0\.\d+ s$"),
         ))
 
     def test_look_up_that_takes_its_time(self):
@@ -3058,11 +3049,11 @@ class ClientTest(ClientCase):
         def serve(connection):
             connection.recv(100)
             for part in (b"a\n", b"b\n", b"c\n"):
-                time.sleep(0.4)
+                time.sleep(0.3)
                 connection.sendall(part)
 
         lines = b"a\nb\nc\n"
-        self.assertEqual(self.stream(lines, self.other_server(serve), timeout=0.9), lines)
+        self.assertEqual(self.stream(lines, self.other_server(serve), timeout=0.7), lines)
 
     @needs_linux
     def test_a_connection_to_itself(self):
@@ -3588,9 +3579,9 @@ class ServerCommandTest(Case):
     def test_other_signals_of_the_program(self):
         """They neither stop the server nor cost anything later; what it had is given back."""
         program = """if True:
-            import signal, sys
+            import os, signal, sys
             import revecho
-            signal.signal(signal.SIGUSR1, lambda *_: print("handled", flush=True))
+            signal.signal(signal.SIGUSR1, lambda *_: os.write(1, b"handled\\n"))
             status = revecho.main(["server", "--port", "0", "-q"])
             assert signal.set_wakeup_fd(-1) == -1
             sys.exit(status)
@@ -3622,7 +3613,7 @@ class ServerCommandTest(Case):
         """It holds up neither connections nor the stop; later it tells what it lacks."""
 
         def fill(server):
-            for _ in range(1500):  # the pipe and what waits for it have room for fewer
+            for _ in range(1150):  # the pipe and what waits for it have room for fewer
                 self.assertEqual(revecho.request("hello", *at(server)), "olleh")
 
         server, unread = (self.start_server(stderr=subprocess.PIPE) for _ in "12")
@@ -3635,7 +3626,7 @@ class ServerCommandTest(Case):
         dropped = sum(map(int, re.findall(r" WARNING (\d+) messages dropped, as nobody ", log)))
         self.assertGreater(dropped, 100)
         told = log.count("\n") - len(re.findall("dropped", log))
-        self.assertEqual(told + dropped, 3003)
+        self.assertEqual(told + dropped, 2303)
 
     def test_a_log_that_is_read(self):
         """It lacks nothing, in its order, though its reader is slow."""
@@ -4237,7 +4228,7 @@ class PingTest(ClientCase):
                 (b"", f"{shown} is missing"),
                 (b"?", f"{shown} came back as 0x3f"),
                 (byte * 2, f"{shown} came twice"),
-            ):
+            )[: 3 if number % 8 == 5 else 1]:
                 change = byte, replacement
                 status, out, _ = self.ping(server, "-c 1")
                 self.assertEqual(status, 1)
@@ -4268,7 +4259,7 @@ class PingTest(ClientCase):
             *bad_paths(self.serve()),
             (limited, LIMIT, "error: line longer than 63 bytes"),
             (eaten, LIMIT, r"not the reverse at byte \d+: 0xff is missing: "),
-            (relay(self.serve(), there=cut), LIMIT, r"not the reverse at byte 1: '.*' came"),
+            (relay(self.serve(), there=cut), LIMIT, r"not the reverse at byte 1: ['\"].* came"),
             (answer_with(b"\r\n"), LIMIT, r"not the reverse at byte 1: '\\r\\n' came"),
             (twice, LIMIT, "the reply came twice"),
             (relay(self.serve(), there=header), LIMIT, r"not the reverse at byte .*YXORP\\r\\n'"),
@@ -4517,8 +4508,8 @@ class PingTest(ClientCase):
     def test_signals(self):
         """A probe that is under way counts as sent, and how far it has come is told."""
         good, one = [relay(self.serve())], "2 sent, 1 reversed, 0 failed (0%), 1 waiting"
-        # An acknowledgement can be late by 40 ms.
-        acknowledged = "; (all|none of) 257 bytes acknowledged" * LINUX
+        # An acknowledgement can be late by 40 ms, and Ctrl-C come before a send has returned.
+        acknowledged = "; (((all|none of) 257 bytes ackn|nothing could be s).*)" * LINUX
         for number, before, options, shown, status in (
             (signal.SIGINT, good, "", one, 0),
             (signal.SIGTERM, good, "", one, 0),
@@ -5272,5 +5263,38 @@ def bench(rounds=9, seconds=0.5):
                 print(f"    {name:36}{rate:12.0f}{cost:10.2f}{ratio:8.2f}")
 
 
+# make test
+
+
+def run_all(at_a_time=4):
+    """Run each case in a process of its own, some at a time, as most wait most of the time.
+
+    Returns the exit status.
+    """
+
+    def run(case):
+        options = [f"-W{option}" for option in sys.warnoptions]
+        name = f"test_revecho.{case.__name__}"
+        command = [sys.executable, *options, "-m", "unittest", "-b", name]
+        result = subprocess.run(command, cwd=HERE, stderr=subprocess.PIPE, text=True, check=False)
+        print("." if not result.returncode else result.stderr, end="", flush=True)
+        return result
+
+    names = unittest.TestLoader().getTestCaseNames
+    cases = [it for it in globals().values() if isinstance(it, type) and issubclass(it, Case)]
+    cases.sort(key=lambda case: -len(names(case)))
+    began = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(at_a_time) as pool:
+        results = list(pool.map(run, filter(names, cases)))
+    counts = [
+        sum(int(found) for result in results for found in re.findall(pattern, result.stderr))
+        for pattern in (r"\nRan (\d+) test", r"skipped=(\d+)")
+    ]
+    verdict = "FAILED" if any(result.returncode for result in results) else "OK"
+    took = time.monotonic() - began
+    print("\n{}: {} tests, {} skipped, in {:.0f} s".format(verdict, *counts, took))
+    return int(verdict != "OK")
+
+
 if __name__ == "__main__":
-    bench() if sys.argv[1:] == ["bench"] else unittest.main()
+    bench() if sys.argv[1:] == ["bench"] else sys.exit(run_all())
