@@ -2247,7 +2247,8 @@ def _run_ping(args: argparse.Namespace) -> int:
             os.write(2, f"{sum_up()}\n".encode())
 
     interrupting = _handling(signal.default_int_handler, signal.SIGTERM)
-    asking = _handling(sum_up_so_far, *[signal.SIGQUIT] if sys.platform != "win32" else [])
+    quits = [number for number in signal.Signals if number.name == "SIGQUIT"]  # Windows has none
+    asking = _handling(sum_up_so_far, *quits)
     with contextlib.suppress(_ReaderGoneError), interrupting, asking:
         with contextlib.suppress(KeyboardInterrupt), contextlib.closing(pinger):
             if not (args.quiet or args.json):
