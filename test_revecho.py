@@ -5126,6 +5126,9 @@ class DocumentationTest(Case):
         self.assertGreater(runner.tries, 4)
         for program in re.findall(r"```python\n([^>].*?)```", README, re.DOTALL):
             compile(program, "README", "exec")
+            if "TestCase" in program:
+                program = self.start(program=("-c", f"{program}\nunittest.main()"))  # noqa: PLW2901
+                self.assert_ends(program, stderr=r"(.*\n)*OK\n")
 
     @unittest.skipUnless(POSIX, "needs a POSIX shell")
     def test_readme_commands(self):
