@@ -6,9 +6,9 @@ One file, standard library only; copy it wherever you need it.  Run it:
     python3 revecho.py server                  # listens on 127.0.0.1:2002 until Ctrl-C
     python3 revecho.py client hello            # prints olleh
     python3 revecho.py client < a_file         # prints it with every line reversed
-    python3 revecho.py ping                    # tells whether lines come back reversed, how fast
+    python3 revecho.py ping                    # whether lines come back reversed, and how fast
 
-Embed it, here with the client in the same program:
+Embed it; here the client runs in the same program:
 
     >>> with running_server() as server:
     ...     host, port = server.server_address[:2]
@@ -24,24 +24,24 @@ Extend it: subclass the handler and override one method.
     ...     request("hello", *server.server_address[:2])
     'HELLO'
 
-What is where, each part made of those above it (the appendix aside):
+The parts of this file, each built on those above it (except for the appendix):
 
     Reversing          reverse_text(), reverse_lines(): bytes in, bytes out
-    Lines              cutting bytes into lines, and how to end a connection from within
-    Sockets            addresses, and waiting until one is ready
+    Lines              splitting bytes into lines, and ending a connection from a handler
+    Sockets            addresses, and waiting until a socket is ready
     Worker threads     each serves one connection after another
-    One connection     LineHandler, ReverseHandler: all that happens to one, on a thread of its own
-    All connections    ReverseServer: which are open, accepting, the limits, stopping
+    One connection     LineHandler, ReverseHandler: serving a connection, on a thread of its own
+    All connections    ReverseServer: the open connections, accepting, limits, stopping
     The client         request(), stream()
     The command line   main(): server, client, ping
     Appendix           grapheme clusters for Python before 3.15
 
-Three kinds of threads run in the server.  One accepts, in serve_forever(): it waits for room, and
-then for a client or stop_signal.  A worker serves each connection, and no other thread receives or
-sends on it; while the handler runs it waits in LineHandler._wait() alone: to receive, for its peer
-or stop_signal; to send, for its peer.  The thread that calls server_close() tells both to stop,
-accepts those who are still in the listen queue, waits for all connections to end, and cuts the
-connections that are left when the grace is over.
+The server runs three kinds of threads.  One accepts, in serve_forever(): it waits for room, then
+for a client or stop_signal.  A worker serves each connection; no other thread receives or sends on
+it.  While the handler runs, a worker waits only in LineHandler._wait(): for its peer or stop_signal
+when it receives, for its peer when it sends.  The thread that calls server_close() tells the others
+to stop, accepts the clients still in the listen queue, waits for all connections to end, and cuts
+those that are left when the grace period is over.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Callable, NamedTuple, TypeVar, 
 with contextlib.suppress(ImportError):  # Windows has neither
     import fcntl
     import termios
-if TYPE_CHECKING:  # else it is imported when it is used: that takes time, and not all have it
+if TYPE_CHECKING:  # imported only where used: it takes time, and not every Python has it
     import ssl
 
 __all__ = ["HOST", "PORT", "CloseConnection", "LineHandler", "ProtocolError", "ReplyError"]
@@ -86,11 +86,11 @@ __version__ = "1.0"
 HOST = "127.0.0.1"
 PORT = 2002
 MAX_CONNECTIONS = 1000
-MAX_LINE = 65536  # bytes, the ending not counted
+MAX_LINE = 65536  # bytes, not counting the ending
 IDLE_TIMEOUT = 60.0  # seconds
 GRACE = 5.0  # seconds
 
-_LONGEST_WAIT = 1_000_000  # seconds; a socket can wait for little more
+_LONGEST_WAIT = 1_000_000  # seconds; a socket cannot wait much longer
 _BOUNDS = {
     "max_connections": (1, 1_000_000),
     "max_line": (1, 1 << 30),
@@ -119,22 +119,22 @@ def _quantity(number: float, unit: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """Return it with escapes for control characters and for bytes that are not UTF-8."""
+    """Return *text* with escapes for control characters and for bytes that are not UTF-8."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def _date(seconds: float, utc: bool = False) -> str:
-    """Return a time since the epoch as a local date and time, or as ISO 8601 writes that of UTC."""
+    """Format seconds since the epoch as a local date and time, or in UTC as ISO 8601."""
     date = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc if utc else None)
     return date.isoformat("T" if utc else " ", "milliseconds")
 
 
 def _quote(data: bytes | bytearray, at: int = 0) -> str:
-    """Return what stands there in *data*, and some bytes before it, as one can show them.
+    """Return a printable excerpt of *data* that begins a few bytes before index *at*.
 
-    If it is long, the end is shown as well: there a reversed line has its beginning.
+    A long excerpt also shows the end of *data*: in a reply, the start of the line comes last.
     """
     shown = bytes(data[max(at - 8, 0) :])
     parts = [shown] if len(shown) <= 20 else [shown[:12], shown[-8:]]
@@ -143,7 +143,7 @@ def _quote(data: bytes | bytearray, at: int = 0) -> str:
 
 def _changed_byte(came: bytes, right: bytes, at: int) -> str:
     """Return what became of the byte at which the two differ first, if that is clear."""
-    if right.isascii() or not came.endswith(b"\n"):  # a quotation of text says enough
+    if right.isascii() or not came.endswith(b"\n"):  # for text, the excerpt says enough
         return ""
     if len(came) == len(right) and 3 * sum(map(operator.eq, came, right)) >= len(right):
         return f"0x{right[at]:02x} came back as 0x{came[at]:02x}: "
@@ -156,15 +156,15 @@ def _changed_byte(came: bytes, right: bytes, at: int) -> str:
 
 # ---- Reversing -----------------------------------------------------------------------------------
 
-# A text without any of these is reversed character by character: most Latin, Greek, Cyrillic, Han,
-# kana and Hangul.  The class is coarse: one with several ranges above U+FFFF would take 200 times
-# as long.
+# Text without any of these is reversed code point by code point: most Latin, Greek, Cyrillic, Han,
+# kana and Hangul.  The class is coarse: searching for one with several ranges above U+FFFF would
+# take 200 times as long.
 _JOINING = re.compile(
     "[\u0300-\u036f\u0483-\u0489\u0590-\u1dff\u200c\u200d\u20d0-\u20ff\u2c00-\u2dff\u302a-\u302f"
     "\u3099\u309a\ua640-\uabff\ud7b0-\ud7ff\ufb1e-\ufe2f\uff9e\uff9f\U00010000-\U0010ffff]"
 )
-# So is a text that consists of these bytes in UTF-8: most Latin, Greek and Cyrillic.  To find that
-# out takes a tenth of the time.  (CC and CD begin the accents.)
+# So is text whose UTF-8 has only these bytes: most Latin, Greek and Cyrillic.  Checking for that
+# takes a tenth of the time.  (CC and CD begin the combining accents.)
 _ALONE = bytes({*range(0xD2)} - {0xCC, 0xCD})
 
 
@@ -179,7 +179,7 @@ def reverse_text(text: str) -> str:
     if "\r\n" not in text and (text.isascii() or not _JOINING.search(text)):
         return text[::-1]
     if sys.version_info >= (3, 15):
-        # A surrogate stands for a byte that is not UTF-8, and nothing joins it.
+        # A surrogate stands for a byte that is not UTF-8, and never joins another character.
         parts = re.split("([\ud800-\udfff])", text)
         clusters = map(str, itertools.chain.from_iterable(map(unicodedata.iter_graphemes, parts)))
     else:
@@ -196,16 +196,16 @@ def reverse_lines(lines: bytes) -> bytes:
     >>> reverse_lines(b"one\ntwo\r\nthree")
     b'eno\nowt\r\neerht'
     """
-    if 13 in lines and b"\r\n" in lines:  # to ask for one byte, as a number, is far faster
+    if 13 in lines and b"\r\n" in lines:  # searching for one byte, as a number, is far faster
         return b"\r\n".join(map(reverse_lines, lines.split(b"\r\n")))
-    # To reverse a block and then the order of its lines costs less than to reverse line by line.
+    # Reversing a block and then the order of its lines costs less than reversing line by line.
     if lines.isascii():
         backwards = lines[::-1]
     else:
         text = lines.decode("utf-8", "surrogateescape")
         text = reverse_text(text) if lines.translate(None, _ALONE) else text[::-1]
         backwards = text.encode("utf-8", "surrogateescape")
-    if lines.find(b"\n") + 1 == len(lines) > 0:  # a single one, in half of the time for a long one
+    if lines.find(b"\n") + 1 == len(lines) > 0:  # a single line: half the time if it is long
         return backwards[1:] + b"\n"
     reversed_lines = backwards.split(b"\n")
     reversed_lines.reverse()
@@ -217,14 +217,14 @@ _NOT_CONTINUING = bytes({*range(256)} - {*_CONTINUING})
 
 
 def _random_line(size: int) -> bytes:
-    """Return a line of *size* bytes, and its ending, that reverse_lines() reverses byte by byte.
+    """Return a line of *size* bytes plus its ending, which reverse_lines() reverses byte by byte.
 
-    From a size of 255 on it holds every byte but LF: a path that loses or changes one is found out.
+    From 255 bytes up, it holds every byte but LF, to expose a path that loses or changes one.
     """
     values = random.sample([*range(10), *range(11, 256)], min(size, 255))
     data = bytes(values) + os.urandom(size - len(values)).replace(b"\n", b"x")
-    # The bytes that continue a character of UTF-8 stand before those that begin one, so that each
-    # is a character of its own, whatever its neighbours and the version of Unicode.
+    # UTF-8 continuation bytes come before the bytes that begin a character.  So each byte counts
+    # as one character, whatever its neighbours and the version of Unicode.
     line = data.translate(None, _NOT_CONTINUING) + data.translate(None, _CONTINUING)
     if line.endswith(b"\r"):  # it would belong to the ending
         line = b"\r" + line[:-1]
@@ -235,9 +235,9 @@ def _random_line(size: int) -> bytes:
 
 
 class CloseConnection(Exception):  # noqa: N818  it asks for an end, and need not be an error
-    r"""Raise it in a handler, in answer() say, to end the connection in good order.
+    r"""Raise this in a handler, for example in answer(), to end the connection cleanly.
 
-    *reply* is sent first: bytes that have not been sent yet.  *why* is for the log.
+    *reply*, bytes that have not been sent yet, is sent first.  *why* is for the log.
 
     >>> class Polite(LineHandler):
     ...     def answer(self, line):
@@ -255,9 +255,9 @@ class CloseConnection(Exception):  # noqa: N818  it asks for an end, and need no
 
 
 class ProtocolError(CloseConnection):
-    """Raise it to end the connection and tell the peer why: ``error: `` and *message* come last.
+    """Raise this to end the connection and tell the peer why: ``error: `` and *message* come last.
 
-    *message* is one line of text.  *reply* is sent before it: the answers to the lines before.
+    *message* is one line of text.  *reply*, the answers to earlier lines, is sent before it.
     """
 
     def __init__(self, message: str, reply: bytes = b"") -> None:
@@ -266,20 +266,20 @@ class ProtocolError(CloseConnection):
 
 
 class _Lines:
-    """Cuts what arrives into lines of at most *max_line* bytes."""
+    """Splits incoming data into lines of at most *max_line* bytes."""
 
     def __init__(self, max_line: int = sys.maxsize) -> None:
         self.max_line = max_line
-        self.unfinished = bytearray()  # a line that is not whole yet
+        self.unfinished = bytearray()  # the start of an incomplete line
 
     def add(self, data: bytes) -> bytes:
-        """Return the lines that *data*, at most max_line bytes, makes whole."""
+        """Add *data*, at most max_line bytes; return the lines that it completes."""
         if not self.unfinished and data.endswith(b"\n"):
             return data
         end = data.rfind(b"\n") + 1
         if len(self.unfinished) + len(data) > self.max_line:  # only the first can be too long
             first = data[: data.find(b"\n")] if end else data
-            cr = (first or self.unfinished).endswith(b"\r")  # part of the ending, or it may be yet
+            cr = (first or self.unfinished).endswith(b"\r")  # part of the ending, or may become so
             self._check_length(len(self.unfinished) + len(first) - cr)
         whole = bytes(self.unfinished) + data[:end] if end else b""
         if end:
@@ -288,7 +288,7 @@ class _Lines:
         return whole
 
     def last(self) -> bytes:
-        """Return the line that the end makes whole, if there is one."""
+        """Return the last line, which has no ending, if there is one."""
         self._check_length(len(self.unfinished))
         return bytes(self.unfinished)
 
@@ -298,10 +298,10 @@ class _Lines:
 
 
 def _error_among(replies: bytes, lines: bytes, first: int) -> bytes:
-    """Return the end of *replies*, from an error of the server's own on, or nothing.
+    """Return the end of *replies*, starting with the server's own error, or nothing.
 
-    *replies* answer *lines* from number *first* on.  One that begins with ``error: `` is no error
-    if it is the reverse of its line.
+    *replies* answer *lines* from index *first* on.  A reply that begins with ``error: `` is not an
+    error if it is the reverse of its line.
     """
     at = len(replies)
     pairs = zip(io.BytesIO(replies), itertools.islice(io.BytesIO(lines), first, None))
@@ -325,7 +325,7 @@ def _line_of(text: str) -> bytes:
 
 
 def _resolve(host: str, port: int) -> tuple[int, Any]:
-    """Return the address family and the address to listen on; any, if *host* is empty."""
+    """Return the address family and the address to bind; an empty *host* means any address."""
     try:
         found = socket.getaddrinfo(host or None, 0, 0, socket.SOCK_STREAM, 0, socket.AI_PASSIVE)
     except UnicodeError as error:  # no host can have this name
@@ -345,19 +345,19 @@ def _address(address: Any) -> str:
 
 
 def _set_options(connection: socket.socket) -> None:
-    """Send without delay, and find out about a peer that vanished; neither is essential."""
+    """Send without delay, and detect a peer that has vanished; neither is essential."""
     with contextlib.suppress(OSError):  # a Unix socket has no TCP_NODELAY
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _shut(connection: socket.socket, how: int) -> None:
-    with contextlib.suppress(OSError):  # the peer may have been faster
-        socket.socket.shutdown(connection, how)  # SSLSocket's own would take the TLS layer away
+    with contextlib.suppress(OSError):  # the peer may have closed it first
+        socket.socket.shutdown(connection, how)  # SSLSocket.shutdown() would drop the TLS layer
 
 
 def _close(connection: socket.socket) -> None:
-    # close() leaves it open while a file made of it is, which a traceback may keep alive.
+    # close() leaves it open while a file made from it is open; a traceback may keep one alive.
     descriptor = connection.detach()
     if descriptor >= 0:
         socket.close(descriptor)
@@ -367,11 +367,11 @@ def _close(connection: socket.socket) -> None:
 _READ, _WRITE = getattr(select, "POLLIN", 1), getattr(select, "POLLOUT", 4)
 # On Windows Ctrl-C cannot interrupt a wait, so there the main thread waits in slices.
 _SLICE = 0.5 if os.name == "nt" else _LONGEST_WAIT  # seconds
-_MOMENT = 0.05  # seconds between looks for acknowledgements, which nothing announces
+_MOMENT = 0.05  # seconds between checks for acknowledgements, which raise no event
 
 
 class _SelectPoll:
-    """What is used here of select.poll(), for systems that have none."""
+    """The part of select.poll() that is used here, for systems that have none."""
 
     def __init__(self) -> None:
         self._wanted: dict[int, int] = {}
@@ -396,7 +396,7 @@ class _SelectPoll:
 
 
 def _poll_of(wanted: dict[Any, int]) -> Any:
-    """Return a poll object for what is wanted of each socket; ValueError if one is closed."""
+    """Return a poll object for the *wanted* events; raise ValueError if a socket is closed."""
     poll = getattr(select, "poll", _SelectPoll)()
     for connection, events in wanted.items():
         poll.register(connection, events)
@@ -404,7 +404,7 @@ def _poll_of(wanted: dict[Any, int]) -> Any:
 
 
 def _ready(wanted: dict[Any, int], seconds: float | None) -> dict[Any, int]:
-    """Wait until a socket is ready for what is wanted of it; return which are, and for what."""
+    """Wait for any of the *wanted* events; return the sockets that are ready, and for what."""
     poll = _poll_of(wanted)
     sockets = {connection.fileno(): connection for connection in wanted}
     ready = poll.poll(None if seconds is None else seconds * 1000)
@@ -420,21 +420,21 @@ def _awaited(error: OSError, event: int) -> int:
 
 
 def _unacknowledged(connection: socket.socket, not_sent: bool = False) -> int | None:
-    """Return how many bytes the peer has yet to acknowledge, if the system tells.
+    """Return how many bytes the peer has yet to acknowledge, if the system can tell.
 
-    With *not_sent* (Linux tells), how many of them could not be sent yet.
+    With *not_sent*, return how many of them are still unsent (only Linux can tell).
     """
     with contextlib.suppress(NameError, OSError, ValueError):  # no fcntl, or it is closed
-        if sys.platform != "win32" and connection.family != socket.AF_UNIX:  # it counts otherwise
+        if sys.platform != "win32" and connection.family != socket.AF_UNIX:  # counts differently
             request = 0x894B if not_sent else termios.TIOCOUTQ  # SIOCOUTQNSD
             return int.from_bytes(fcntl.ioctl(connection, request, bytes(4)), sys.byteorder)
     return None
 
 
 def _acknowledged(connection: socket.socket, size: int, unsent: int) -> str:
-    """Say how much of *size* bytes has reached the other end's system, if ours tells.
+    """Say how much of *size* bytes has reached the peer's system, if ours can tell.
 
-    It has been given all of them but the *unsent* ones.
+    Our system has taken all of them but the last *unsent* ones.
     """
     if (left := _unacknowledged(connection)) is None:
         return ""
@@ -445,7 +445,7 @@ def _acknowledged(connection: socket.socket, size: int, unsent: int) -> str:
 
 
 def _sent_again(connection: socket.socket) -> int | None:
-    """Return how many segments had to be sent again, if the system tells."""
+    """Return how many segments had to be sent again, if the system can tell."""
     with contextlib.suppress(AttributeError, OSError):
         if sys.platform == "linux":
             info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
@@ -466,15 +466,15 @@ _ICMP = {
 
 
 def _icmp(connection: socket.socket) -> str:
-    """Say which ICMP message ended an attempt to connect, and who sent it; Linux tells for IPv4.
+    """Say which ICMP message ended an attempt to connect, and who sent it (Linux, IPv4 only).
 
-    With the option IP_RECVERR it would tell more, but then such a message ends a connection that
-    could have survived it.
+    The IP_RECVERR option would reveal more, but with it, such a message ends even a connection that
+    could have survived.
     """
     with contextlib.suppress(OSError):  # there was none
         if sys.platform == "linux":
-            # MSG_ERRQUEUE and IP_RECVERR, for which Python has no names, give a struct
-            # sock_extended_err of 16 bytes, with the origin (2 is ICMP), type and code from byte 4
+            # Python has no names for MSG_ERRQUEUE (0x2000) and IP_RECVERR (11).  They give a
+            # 16-byte struct sock_extended_err, with origin (2 is ICMP), type and code from byte 4
             # on, and then the sender's address.
             for level, kind, data in connection.recvmsg(0, 512, 0x2000)[1]:
                 if (level, kind, data[4]) == (socket.IPPROTO_IP, 11, 2):
@@ -484,7 +484,7 @@ def _icmp(connection: socket.socket) -> str:
 
 
 def _connect_to(connection: socket.socket, address: Any, seconds: float, source: Any) -> None:
-    """Connect it to *address*, from *source* if there is one; leave it non-blocking."""
+    """Connect to *address*, from *source* if there is one; leave the socket non-blocking."""
     _set_options(connection)
     connection.setblocking(False)
     if source:
@@ -495,20 +495,20 @@ def _connect_to(connection: socket.socket, address: Any, seconds: float, source:
             raise TimeoutError(f"no answer within {round(seconds, 2 - (seconds > 1)):g} s")
         code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if not code and connection.getsockname()[:2] == address[:2]:
-        code = errno.ECONNREFUSED  # nobody listens, and by chance TCP has met itself
+        code = errno.ECONNREFUSED  # nobody listens; by chance, TCP has connected to itself
     if code:
-        words = getattr(socket, "errorTab", {}).get(code)  # Windows has them there alone
+        words = getattr(socket, "errorTab", {}).get(code)  # Windows has messages only here
         raise OSError(code, (words or os.strerror(code)).rstrip(".") + _icmp(connection))
 
 
 def _tls_context(
     server_side: bool, cert: str | None, key: str | None, ca: str | None
 ) -> ssl.SSLContext:
-    """Return a context with these files, or without those that are None.
+    """Return a context that uses these files, except those that are None.
 
-    Without *ca* a client trusts the authorities that the system trusts, and a server asks for no
-    certificate.  Raises an OSError that names the option of the command line, and the file that is
-    wrong, or ImportError where Python has no TLS.
+    Without *ca*, a client trusts the authorities that the system trusts, and a server asks for no
+    certificate.  Raises an OSError that names the command-line option and the faulty file, or
+    ImportError if Python has no TLS.
     """
     import ssl
 
@@ -517,7 +517,7 @@ def _tls_context(
         for option, file in ("--tls-cert", cert), ("--tls-key", key), ("--tls-ca", ca):
             options = f"{option} {file}"
             if file:
-                open(file, "rb").close()  # TLS could not say which is missing
+                open(file, "rb").close()  # ssl would not say which one is missing
         context = ssl.create_default_context(purpose, cafile=ca)
         if ca:
             context.verify_mode = ssl.CERT_REQUIRED
@@ -533,7 +533,7 @@ def _tls_context(
 
 
 def _any_tls() -> ssl.SSLContext:
-    """Return a context for a client that asks only whether there is TLS."""
+    """Return a context for a client that only finds out whether a server speaks TLS."""
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -542,9 +542,9 @@ def _any_tls() -> ssl.SSLContext:
 
 
 def _server_context(context: ssl.SSLContext) -> ssl.SSLContext:
-    """Return *context*; raise OSError for one that is made for clients: no handshake would succeed.
+    """Return *context*; raise OSError if it is for clients, as no handshake would succeed.
 
-    An end without a farewell ends no line; Python 3.9 would let it.
+    A connection that ends without a close_notify must not end a line; in Python 3.9 it would.
     """
     import ssl
 
@@ -555,22 +555,22 @@ def _server_context(context: ssl.SSLContext) -> ssl.SSLContext:
 
 
 def _with_tls(connection: socket.socket, context: ssl.SSLContext) -> socket.socket:
-    """Return a socket that speaks TLS over this one; the handshake comes with its first use."""
+    """Return a socket that speaks TLS over this one; the handshake happens on first use."""
     try:
         with connection:  # closes it, unless wrap_socket() has taken it over
-            connection.getpeername()  # raises after a reset, at which wrap_socket() would leak
+            connection.getpeername()  # raises after a reset, where wrap_socket() would leak
             return context.wrap_socket(
                 connection,
                 server_side=True,
                 do_handshake_on_connect=False,
-                suppress_ragged_eofs=False,  # an end without a farewell ends no line
+                suppress_ragged_eofs=False,  # an end without a close_notify must not end a line
             )
     except OSError as error:
         raise ConnectionAbortedError(errno.ECONNABORTED, str(error)) from error
 
 
 def _say_farewell(connection: Any, seconds: float) -> None:
-    """Send TLS's own end, if there is room for it in time; do not wait for that of the peer."""
+    """Send a TLS close_notify, if there is room for it in time; do not wait for the peer's."""
     connection.setblocking(False)
     event = _WRITE
     while event == _WRITE and _ready({connection: _WRITE}, seconds):
@@ -582,13 +582,13 @@ def _say_farewell(connection: Any, seconds: float) -> None:
 
 
 def _in_words(error: Exception) -> str:
-    """Return why something failed, for TLS in words as well."""
-    ends = "SSLEOFError", "SSLSyscallError", "SSLZeroReturnError"  # with a farewell or without
+    """Return in words why something failed, in TLS as well."""
+    ends = "SSLEOFError", "SSLSyscallError", "SSLZeroReturnError"  # with a close_notify or without
     if type(error).__name__ in ends or "UNEXPECTED_EOF" in str(error):
         return "the connection ended"
-    if words := getattr(error, "verify_message", ""):  # of a certificate that is not accepted
+    if words := getattr(error, "verify_message", ""):  # why a certificate was rejected
         return str(words)
-    # TLS puts its name for the error before the words, and a line of C after them.
+    # ssl puts the error's name before the words, and a line number of its C source after them.
     words = str(getattr(error, "strerror", None) or error)
     words = re.sub(r"^\[[\w: ]+\] | \(_ssl\.c:\d+\)$", "", words)
     no_tls = words in ("wrong version number", "packet length too long", "record layer failure")
@@ -604,40 +604,40 @@ def _numbers(names: str) -> set[int | None]:
     return {getattr(errno, name) for name in names.split() if hasattr(errno, name)}
 
 
-# Of the errors of accept(), these say that the system lacks something, or forbids accepting ...
+# These errors of accept() say that the system lacks something, or forbids accepting ...
 _LACKING = _numbers("EMFILE ENFILE ENOBUFS ENOMEM EPERM")
-# ... and these are about one connection, or none; so is an error that is not of the system.
+# ... and these concern one connection, or none; so does an error without an errno.
 _PASSING = {None} | _numbers(
     "EAGAIN EINTR ECONNABORTED ECONNRESET ENOTCONN EPROTO ENOPROTOOPT EOPNOTSUPP ENETDOWN "
     "ENETUNREACH EHOSTDOWN EHOSTUNREACH ENONET ETIMEDOUT"
 )
-# Of those of connect(), these are no fault of the path.
+# These errors of connect() are not the fault of the network path.
 _LACKING_HERE = {*_LACKING, errno.EADDRNOTAVAIL}
 
 
 # ---- Worker threads ------------------------------------------------------------------------------
 
 
-_TIME_TO_END = 0.5  # seconds that a thread has when its connection has been cut; it may hang
+_TIME_TO_END = 0.5  # seconds for a thread to end once its connection is cut; it may hang
 
 
 def _join(thread: threading.Thread, deadline: float) -> None:
-    """Wait for the end of a thread, but no longer than until then, by time.monotonic()."""
+    """Wait for a thread to end, but not past *deadline*, a time.monotonic() value."""
     while thread.is_alive() and (left := deadline - time.monotonic()) > 0:
         thread.join(min(left, _SLICE))
 
 
 class _Workers:
-    """Threads that serve connections, each one after the other.
+    """Threads that each serve one connection after another.
 
-    To start a thread costs more than everything else that a short connection needs.  So a worker
-    that has served a connection waits for the next one, but for no longer than a second.  The one
-    that has waited least is next, so that after a crowd the others end.
+    Starting a thread costs more than everything else that a short connection needs.  So a worker
+    that has served a connection waits for another, but for no longer than a second.  The worker
+    that has waited least is next, so that the others can end after a rush.
     """
 
     def __init__(self, serve: Callable[[Any, Any], None]) -> None:
         self._serve = serve
-        self._next: queue.SimpleQueue[Any] | None = None  # the inbox of who serves the next one
+        self._next: queue.SimpleQueue[Any] | None = None  # the inbox of the reserved worker
         self._lock = threading.Lock()  # guards the rest
         self._idle: list[queue.SimpleQueue[Any]] = []  # inboxes of idle workers, in order
         self._ending = False
@@ -646,7 +646,7 @@ class _Workers:
     # On the thread that accepts
 
     def reserve(self) -> None:
-        """Have a worker for the next connection; RuntimeError if the system has no more threads."""
+        """Reserve a worker for the next connection; RuntimeError if no thread can be started."""
         with self._lock:
             if not self._next and self._idle:
                 self._next = self._idle.pop()
@@ -657,7 +657,7 @@ class _Workers:
                 self.threads.add(thread)
             try:
                 thread.start()
-            finally:  # also where Ctrl-C interrupts it
+            finally:  # even if Ctrl-C interrupts it
                 if thread.is_alive():
                     self._next = inbox
                 else:
@@ -671,7 +671,7 @@ class _Workers:
         self._next = None
 
     def end(self, deadline: float) -> None:
-        """End each worker when it has served its connection; wait for that until the deadline."""
+        """End each worker once it has served its connection; wait for them until *deadline*."""
         with self._lock:
             self._ending = True
             for inbox in filter(None, [self._next, *self._idle]):
@@ -680,7 +680,7 @@ class _Workers:
         for thread in threads:
             _join(thread, deadline)
 
-    # On the worker's own thread, but for a thread that could not start
+    # On the worker's own thread, unless that could not start
 
     def _work(self, inbox: queue.SimpleQueue[Any]) -> None:
         try:
@@ -705,7 +705,7 @@ class _Workers:
                 if inbox in self._idle:
                     self._idle.remove(inbox)
                     return None
-        return inbox.get()  # it is reserved for the next one
+        return inbox.get()  # it has been reserved meanwhile
 
     def _forget(self, thread: threading.Thread) -> None:
         with self._lock:
@@ -718,24 +718,24 @@ class _Workers:
 class LineHandler(socketserver.StreamRequestHandler):
     r"""Serves one connection, line by line, on a thread of its own.
 
-    Override answer(), or respond() to answer several lines at once, or handle() where there are no
-    lines.  The limits and the stop are in force wherever receive() and send() are used:
+    Override answer(), or respond() to answer several lines at once, or handle() if there are no
+    lines.  Limits and stopping work wherever receive() and send() are used:
 
         >>> class Greeting(ReverseHandler):
         ...     def handle(self):
         ...         self.send(b"hello\n")
         ...         super().handle()
 
-    A handle() may use request, rfile and wfile instead, but must not mix them with these: then only
-    the peer ends a wait, or the server when it has been stopped and the grace is over.
+    handle() may use request, rfile and wfile instead, but not mix them with receive() and send().
+    With the former, only the peer can end a wait, or a stopped server after its grace period.
     """
 
     server: ReverseServer
     request: Any  # a socket.socket, or an ssl.SSLSocket
-    rbufsize = 0  # handle() does not use rfile, the buffer of which would be memory for nothing
+    rbufsize = 0  # handle() does not use rfile, so a buffer would waste memory
     _sent = 0  # bytes
     _why = ""  # why the connection ended, for the log; empty if the peer ended it
-    _poll: Any = None  # waits for something to receive, or for the stop; made when first needed
+    _poll: Any = None  # waits for input or a stop; created when first needed
 
     def __init__(self, request: Any, client_address: Any, server: Any) -> None:
         """Run the steps of socketserver: setup(), handle() and finish()."""
@@ -776,7 +776,7 @@ class LineHandler(socketserver.StreamRequestHandler):
             while data := self.receive():
                 if whole := lines.add(data):
                     self.send(self.respond(whole))
-                del data, whole  # large, perhaps, and the next ones may be long in coming
+                del data, whole  # perhaps large, and more may be long in coming
         except CloseConnection as end:
             if end.why != "idle" or not lines.unfinished:
                 raise
@@ -786,9 +786,9 @@ class LineHandler(socketserver.StreamRequestHandler):
             self.send(self.respond(last))
 
     def respond(self, lines: bytes) -> bytes:
-        """Return the answer to *lines*: one or more whole lines, as many as happened to come.
+        """Return the answer to *lines*: one or more whole lines, however many have come.
 
-        Override it instead of answer() for speed.  Split at LF alone: splitlines() does not.
+        Override this instead of answer() for speed.  Split only at LF, not with splitlines().
         """
         answers = bytearray()
         try:
@@ -799,18 +799,18 @@ class LineHandler(socketserver.StreamRequestHandler):
         return bytes(answers)
 
     def answer(self, line: bytes) -> bytes:
-        """Return the answer to *line*, which has its ending; only the peer's last may lack one.
+        """Return the answer to *line*, which includes its ending; only the last may lack one.
 
-        Raise CloseConnection to end the connection, ProtocolError to tell the peer what is wrong
-        as well.  Any other exception is logged with its traceback, and ends the connection too.
+        Raise CloseConnection to end the connection, or ProtocolError to tell the peer why as well.
+        Any other exception is logged with its traceback, and ends the connection too.
         """
         raise NotImplementedError("override answer() or respond()")
 
     def receive(self) -> bytes:
-        """Return what the peer sends next: some bytes, or none when it has ended its side.
+        """Return what the peer sends next: some bytes, or none once it has ended its side.
 
-        Raises CloseConnection, to be let through, if the connection broke, if the idle timeout has
-        passed since the last send(), or if the server stops and nothing is left to receive.
+        Raises CloseConnection if the connection broke, if the idle timeout has passed since the
+        last send(), or if the server stops and nothing is left to receive.  Let it propagate.
         """
         if not self._poll:
             self._be_ready_to_wait()
@@ -821,12 +821,12 @@ class LineHandler(socketserver.StreamRequestHandler):
                 break
             except OSError as error:
                 self._wait_after(error, _READ)
-        if time.monotonic() >= self.server.receive_deadline:  # an end may be the server's own cut
+        if time.monotonic() >= self.server.receive_deadline:  # the server itself may have cut it
             raise CloseConnection(why="stopping")
         return data
 
     def send(self, data: bytes) -> None:
-        """Send all of *data*; the peer has the idle timeout to take it.
+        """Send all of *data*; the peer must take it within the idle timeout.
 
         Raises CloseConnection, as receive() does, if it does not, or if the connection broke.
         """
@@ -845,17 +845,17 @@ class LineHandler(socketserver.StreamRequestHandler):
         self._idle_at = time.monotonic() + self._idle_timeout
 
     def _be_ready_to_wait(self) -> None:
-        """From the first receive() or send() on, nothing blocks but _wait()."""
+        """Make the socket non-blocking, so that from now on only _wait() blocks."""
         self._most = min(_BLOCK, self.server.max_line)  # bytes to receive at a time, for _Lines
         try:
             self.request.setblocking(False)
-            # Kept, as to make one costs as much as to use it.
+            # Kept, as creating one costs as much as using it.
             self._poll = _poll_of({self.request: _READ, self.server.stop_signal: _READ})
         except (OSError, ValueError) as error:  # one of them is closed
             raise CloseConnection(why=str(error)) from error
 
     def _wait_after(self, error: OSError, event: int) -> None:
-        """Wait for *event*, or what TLS needs first; raise if *error* says that it is of no use."""
+        """Wait for *event*, or for what TLS needs first; raise if *error* is a real failure."""
         if awaited := _awaited(error, event):
             self._wait(awaited)
         else:
@@ -865,12 +865,12 @@ class LineHandler(socketserver.StreamRequestHandler):
     def _wait(self, event: int) -> None:
         """Wait until the peer has sent something (_READ), or has room for more (_WRITE).
 
-        Asks whether the time is over, and then looks: nothing that came in time is lost, however
-        late this thread is.  Raises CloseConnection if the time was over and there is nothing: if
-        the peer was idle for too long or, for something to receive, if the server stops.
+        Checks the time before the socket: nothing that came in time is lost, however late this
+        thread runs.  Raises CloseConnection if time was up and the socket is not ready: if the peer
+        was idle for too long or, when receiving, if the server stops.
         """
         if event == _READ and self.server.ssl_context and self.request.pending():
-            return  # no poll sees what TLS holds already
+            return  # poll() cannot see what TLS has buffered
         while (number := self.request.fileno()) >= 0:  # if it is closed, the next call on it raises
             left, over = self._idle_at - time.monotonic(), ""
             if event == _READ and self.server.stopping:
@@ -886,7 +886,7 @@ class LineHandler(socketserver.StreamRequestHandler):
             if ready:
                 return
             if over:
-                if event == _WRITE:  # what the peer does not take need not arrive
+                if event == _WRITE:  # no need to deliver what the peer does not take
                     _shut(self.request, socket.SHUT_RDWR)
                 raise CloseConnection(why=over)
 
@@ -906,28 +906,28 @@ class ReverseServer(socketserver.ThreadingTCPServer):
     """Serves each connection on one thread, within limits.
 
     *server_address* is a host and a port; the host is an IPv4 or IPv6 address or a name.  Port 0
-    takes any free one; the attribute server_address then tells which.  Call serve_forever(); to
-    stop, call server_close() on another thread, or leave the ``with`` block.  A server cannot serve
-    again after that, and the process must not fork while it serves.
+    means any free port; the server_address attribute tells which.  Call serve_forever() to serve.
+    To stop, call server_close() on another thread, or leave the ``with`` block; after that, a
+    server cannot serve again.  The process must not fork while it serves.
 
     max_connections  connections served at a time; the others wait in the listen queue
-    max_line         bytes in a line, its ending not counted
+    max_line         bytes in a line, not counting its ending
     idle_timeout     seconds that a connection may stay open with no line answered; 0 means for ever
     grace            seconds for finishing what has been received when the server stops
     ssl_context      an ssl.SSLContext for all connections; None means no TLS
 
-    These are attributes, too, and so are connections, the set of those that are open, and
-    stop_signal, a socket that is readable from the moment when the server stops.  Raises OSError if
-    it cannot listen, OverflowError for a port and ValueError for a limit out of range.
+    These are also attributes.  So are connections, the set of open connections, and stop_signal, a
+    socket that becomes readable when the server stops.  Raises OSError if it cannot listen,
+    OverflowError if the port is out of range, and ValueError if a limit is.
     """
 
-    server_address: tuple[str, int]  # and two numbers more for IPv6
+    server_address: tuple[str, int]  # and two more numbers for IPv6
     allow_reuse_address = os.name == "posix"  # elsewhere it would let another program take the port
-    request_queue_size = 4096  # the kernel takes it down to its own limit
+    request_queue_size = 4096  # the kernel lowers it to its own limit
     drain_quiet, drain_time, drain_limit = 0.5, 5.0, 1 << 30  # seconds, seconds, bytes: _drain()
     stopping = False
-    _poll: Any = None  # waits for a client, or for the stop; made when first needed
-    # By time.monotonic(); a stop sets them.  The time between is for sending and draining.
+    _poll: Any = None  # waits for a client or a stop; created when first needed
+    # time.monotonic() values, set by a stop.  The time between is for sending and draining.
     receive_deadline = deadline = math.inf
 
     def __init__(
@@ -961,13 +961,13 @@ class ReverseServer(socketserver.ThreadingTCPServer):
             if bind_and_activate:
                 self.server_bind()
                 self.server_activate()
-            self.stop_signal, self._stopper = socket.socketpair()  # readable when that one is shut
+            self.stop_signal, self._stopper = socket.socketpair()  # readable once _stopper is shut
         except BaseException:
             self.socket.close()
             raise
 
     def server_bind(self) -> None:
-        """Take the address, for this server alone."""
+        """Bind the address, for this server alone."""
         if sys.platform == "win32":  # other systems do so by default
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
         super().server_bind()
@@ -989,7 +989,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
 
     @contextlib.contextmanager
     def _accepting(self) -> Iterator[None]:
-        """Be the only thread that accepts: wait until no other does, but at a stop one may hang."""
+        """Become the only thread that accepts; do not wait forever for one that hangs at a stop."""
         this = threading.current_thread()
         try:
             with self._changed:
@@ -1003,9 +1003,9 @@ class ReverseServer(socketserver.ThreadingTCPServer):
                 self._changed.notify_all()
 
     def _accept_next(self) -> bool:
-        """Wait for room and for a client, and hand it to a worker; return false if none came.
+        """Wait for room, then for a client, and hand it to a worker; return false if none came.
 
-        At a stop this waits for no client, and for room only while there is time to receive.
+        During a stop, do not wait for clients, and wait for room only until receive_deadline.
         """
         why = f"the limit max_connections={self.max_connections} is reached"
         if not self._wait_for_room(self.max_connections - 1, why):
@@ -1019,7 +1019,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
             self._workers.reserve()  # first, so that whoever is accepted gets served
             request, client_address = self.get_request()
         except (OSError, RuntimeError, MemoryError) as error:
-            # Python raises RuntimeError where the system has no more threads.
+            # Python raises RuntimeError if the system cannot start a thread.
             number = error.errno if isinstance(error, OSError) else errno.ENOMEM
             if number in _LACKING:
                 open_now = len(self.connections)
@@ -1036,7 +1036,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
             self.handle_error(request, client_address)
         finally:
             if request:
-                self.close_request(request)  # not drained: that would hold up those who wait
+                self.close_request(request)  # not drained: that would hold up waiting clients
         return True
 
     def _wait_for_room(self, most: int, why: str, seconds: float = math.inf) -> bool:
@@ -1045,20 +1045,20 @@ class ReverseServer(socketserver.ThreadingTCPServer):
             return True
         before = self.stopping  # if this is true, receive_deadline has been set
         until = min(self.receive_deadline, time.monotonic() + seconds)
-        if time.monotonic() > self._crowded_at + 1:  # once for each crowd
+        if time.monotonic() > self._crowded_at + 1:  # once per rush
             log.warning("cannot accept, others wait: %s", why)
         self._wait_until(lambda: len(self.connections) <= most or self.stopping > before, until)
         self._crowded_at = time.monotonic()
         return len(self.connections) <= most
 
     def _wait_until(self, condition: Callable[[], bool], until: float) -> None:
-        """Wait for *condition*, but no longer than until then, by time.monotonic()."""
+        """Wait for *condition*, but not past *until*, a time.monotonic() value."""
         with self._changed:
             while not condition() and (left := until - time.monotonic()) > 0:
                 self._changed.wait(min(left, _SLICE))
 
     def get_request(self) -> tuple[Any, Any]:
-        """Accept a connection; the handshake of TLS comes with its first receive or send."""
+        """Accept a connection; the TLS handshake happens on its first receive or send."""
         connection, client_address = super().get_request()
         connection.settimeout(None)  # whatever the listener has, or socket.setdefaulttimeout() says
         _set_options(connection)
@@ -1067,7 +1067,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         return connection, client_address
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Let a worker serve the connection, which is now open; overrides must call this."""
+        """Hand the connection, which now counts as open, to a worker; overrides must call this."""
         with self._changed:
             self.connections.add(request)
         self._workers.give(request, client_address)
@@ -1075,13 +1075,13 @@ class ReverseServer(socketserver.ThreadingTCPServer):
     # On the connection's own thread: process_request_thread() of socketserver calls these
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
-        """Log an exception of the handler's own, or of verify_request()."""
+        """Log an exception that the handler or verify_request() raised."""
         log.exception("%s: exception while serving it", _address(client_address))  # noqa: LOG004
 
     def shutdown_request(self, request: Any) -> None:
-        """End our side, hear the peer out, and close the connection.
+        """Half-close the connection, drain what the peer still sends, and close it.
 
-        To close it with input unread, or before more comes, would reset it and destroy replies.
+        Closing it with input unread, or before more comes, would reset it and destroy replies.
         """
         try:
             with contextlib.suppress(OSError, ValueError):  # it is broken, or the handler closed it
@@ -1093,7 +1093,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
             self.close_request(request)
 
     def _drain(self, request: socket.socket) -> None:
-        """Read and drop what comes until the peer ends, or is quiet and has acknowledged all."""
+        """Read and discard input until the peer ends, or is quiet and has acknowledged all."""
         heard_at = now = time.monotonic()
         end, left = now + self.drain_time, self.drain_limit
         while left > 0 and now < min(end, self.deadline):
@@ -1108,7 +1108,7 @@ class ReverseServer(socketserver.ThreadingTCPServer):
 
     def close_request(self, request: Any) -> None:
         """Close the connection, and make room for another; overrides must call this."""
-        with self._changed:  # else server_close() could cut a new owner of the descriptor
+        with self._changed:  # else server_close() could cut a connection that reuses the descriptor
             self.connections.discard(request)
             _close(request)
             self._changed.notify_all()
@@ -1120,10 +1120,10 @@ class ReverseServer(socketserver.ThreadingTCPServer):
         self.server_close()
 
     def server_close(self) -> None:
-        """Stop: answer every line that has come, as far as the grace allows, and close everything.
+        """Stop: answer every line received, as far as the grace period allows; close everything.
 
-        Takes at most half a second more; may be called again, and by several threads.  On a thread
-        that it would wait for, in a handler say, it only tells all to stop, and returns.
+        Takes at most half a second longer.  May be called again, and by several threads.  On a
+        thread that it would wait for, such as a handler's, it only tells all to stop, and returns.
         """
         self._tell_all_to_stop(self.grace)
         this = threading.current_thread()
@@ -1194,10 +1194,10 @@ def running_server(
     grace: float = GRACE,
     ssl_context: ssl.SSLContext | None = None,
 ) -> Iterator[Any]:
-    """Serve on a thread of its own for as long as the ``with`` block lasts.
+    """Serve on a separate thread for as long as the ``with`` block lasts.
 
-    Takes what ReverseServer takes, and a subclass of that as *server_class*; yields the server.
-    Raises what ReverseServer does, and at the end what has ended serve_forever() before.
+    Takes what ReverseServer takes, and a subclass of it as *server_class*; yields the server.
+    Raises what ReverseServer raises and, at the end, whatever made serve_forever() fail.
 
     >>> with running_server(max_line=100) as server:
     ...     request("stressed", *server.server_address[:2])
@@ -1231,14 +1231,14 @@ def running_server(
 
 # ---- The client ----------------------------------------------------------------------------------
 
-# The client counts, one reply for each line.  So it need not half-close to know when all came.
+# The client counts one reply for each line.  So it need not half-close to know that it has all.
 
-_LONGEST = 1 << 26  # bytes in a line of a stream, or in the reply to a line that is no longer
+_LONGEST = 1 << 26  # bytes in a line of a stream, or in a reply unless its line is longer
 _MUCH = 1 << 20  # bytes of a stream that are read at a time
 
 
 class _ClientError(OSError):
-    """An error of a *kind*, whose words are a reason, and details that differ each time."""
+    """An error of some *kind*, with a fixed *reason*, and *details* that differ each time."""
 
     def __init__(self, reason: str, details: str = "", kind: str = "wrong-reply") -> None:
         super().__init__(reason + details)
@@ -1246,15 +1246,15 @@ class _ClientError(OSError):
 
 
 class ReplyError(_ClientError, ConnectionError):
-    """The connection ended before the whole reply, or what came is not the reply."""
+    """The connection ended before the reply was complete, or what came is not the reply."""
 
 
 class _LateReplyError(_ClientError, TimeoutError):
-    """The reply, or a part of it, is missing when its time is over."""
+    """The reply, or part of it, did not come in time."""
 
 
 class _Connection:
-    """A connection to a server; *timeout* is for all of open(), and then for each reply."""
+    """A connection to a server; *timeout* limits all of open(), and then each reply."""
 
     def __init__(
         self, host: str, port: int, timeout: float, ssl_context: Any = None,
@@ -1270,11 +1270,11 @@ class _Connection:
         self.socket: Any = None  # until there is an address to try
         self.unsent = memoryview(b"")  # what the socket has not taken yet
         self._to_send = 0  # what to wait for before it can take more
-        self.unsendable = ""  # why it never will, if so
+        self.unsendable = ""  # why it cannot take any more, if so
         self.ended = ""  # how the connection has ended, if it has
-        self.lines = self.bytes = 0  # that have been answered
-        self.last = b"", b"", 0  # replies that came last, lines sent, number of the first answered
-        self.received_at = 0.0  # when anything came last
+        self.lines = self.bytes = 0  # answered so far
+        self.last = b"", b"", 0  # the last replies, the lines sent, index of the first answered
+        self.received_at = 0.0  # when data last came
 
     def open(self) -> None:
         """Look up the host, connect, shake hands; raise an OSError that says which step failed."""
@@ -1304,7 +1304,7 @@ class _Connection:
 
     def _look_up(self, deadline: float) -> list[Any]:
         arguments = self.host, self.port, self.family, socket.SOCK_STREAM
-        with contextlib.suppress(socket.gaierror):  # which says that it is a name
+        with contextlib.suppress(socket.gaierror):  # raised if the host is a name
             return socket.getaddrinfo(*arguments, flags=socket.AI_NUMERICHOST)
         found: list[Any] = []
         failure: OSError = TimeoutError(f"no answer within {self.timeout:g} s")
@@ -1326,7 +1326,7 @@ class _Connection:
 
     def _connect(self, found: list[Any], deadline: float) -> None:
         """Try the addresses in turn, each for an even share of the time that is left."""
-        failure: Any = None  # the last; one of the path, if there is one
+        failure: Any = None  # the last one; preferably one of the network path
         for number, (family, kind, protocol, _, address) in enumerate(found):
             seconds = (deadline - time.monotonic()) / (len(found) - number)
             self.address, self._began = _address(address), time.perf_counter()
@@ -1345,7 +1345,7 @@ class _Connection:
         raise failure
 
     def _shake_hands(self, deadline: float) -> None:
-        # A certificate has neither a zone nor the dot of the root.
+        # Names in certificates have neither an IPv6 zone nor a trailing dot.
         name = self.server_hostname or self.host.partition("%")[0].rstrip(".")
         self.socket = self.ssl_context.wrap_socket(
             self.socket, server_hostname=name, do_handshake_on_connect=False
@@ -1365,7 +1365,7 @@ class _Connection:
         self._to_send = 0
         try:
             while self.unsent and not (self.unsendable or self.ended):
-                # By blocks, as TLS does not tell how much of one has gone.
+                # In blocks, as TLS does not tell how much of a block it has sent.
                 self.unsent = self.unsent[self.socket.send(self.unsent[:_BLOCK]) :]
         except OSError as error:
             self._to_send = _awaited(error, _WRITE)
@@ -1373,9 +1373,9 @@ class _Connection:
                 self.unsendable = _how_it_ended(error)
 
     def receive(self, until: float) -> bytes:
-        """Return what has come, and send.
+        """Return what has come, and send what the socket takes.
 
-        If nothing has come, wait until something does, or more can be sent; return nothing then.
+        If nothing has come, wait until something does or more can be sent; then return nothing.
         """
         data = b""
         try:
@@ -1383,7 +1383,7 @@ class _Connection:
                 some = self.socket.recv(_BLOCK)
                 data += some
                 self.received_at = time.monotonic()
-                if not some:  # a reset may have shown only when sending
+                if not some:  # perhaps only send() reported a reset
                     self.ended = self.unsendable or "the connection ended"
                 if not self.ssl_context:  # TLS gives 16 KiB at most: go on
                     break
@@ -1396,13 +1396,13 @@ class _Connection:
         return data
 
     def count(self, replies: bytes, lines: bytes, first: int) -> int:
-        """Count *replies*, whole lines that answer *lines* from number *first* on."""
+        """Count *replies*, whole lines that answer *lines* from index *first* on."""
         self.last, count = (replies, lines, first), replies.count(b"\n")
         self.lines, self.bytes = self.lines + count, self.bytes + len(replies)
         return count
 
     def expect_nothing(self, until: float = 0) -> None:
-        """Raise an error if something has come, or comes by then, that nobody has asked for."""
+        """Raise an error if data that nobody asked for has come, or comes before *until*."""
         while True:
             if data := self.receive(until):
                 raise _error_in(self, data)
@@ -1419,13 +1419,13 @@ class _Connection:
 def _exchange(connection: _Connection, lines: bytes, write: _Write, compare: bool = False) -> None:
     """Send whole *lines*; *write* the replies as they come, until there is one for each line.
 
-    Each reply has connection.timeout seconds, from the one before.  With *compare*, stop at the
-    first byte that is not the reverse of *lines*.
+    Each reply must come within connection.timeout seconds of the one before.  With *compare*, stop
+    at the first byte that differs from the reverse of *lines*.
     """
     connection.expect_nothing()
     connection.unsent = memoryview(lines)
     connection.send()
-    expected = reverse_lines(lines) if compare else b""  # here, so that both ends work at once
+    expected = reverse_lines(lines) if compare else b""  # only now, so that both ends work at once
     owed = total = lines.count(b"\n")  # replies that have not come
     done = 0  # bytes of those that have
     equal = True  # so far
@@ -1460,9 +1460,9 @@ def _exchange(connection: _Connection, lines: bytes, write: _Write, compare: boo
 def _compare(
     connection: _Connection, text: bytes, expected: bytes, lines: bytes
 ) -> tuple[bytes, bytearray, ReplyError | None]:
-    """Return the lines of *text* that are as *expected*, what follows, and what is wrong with it.
+    """Return the lines of *text* that are as *expected*, the rest, and the error in the rest.
 
-    That is None for as long as it may yet become an error of the server's own.
+    The error is None as long as the rest may yet become the server's own error message.
     """
     pairs = enumerate(zip(text, expected))
     at = next((at for at, (came, right) in pairs if came != right), min(len(text), len(expected)))
@@ -1481,7 +1481,7 @@ def _compare(
         if connection.lines or line != lines:
             place += ", line " + str(connection.lines + text.count(b"\n", 0, at) + 1)
         shown = f"{change}{_quote(came, column)} came"
-        if column or reply.isascii():  # else nothing of it came, and random bytes say nothing
+        if column or reply.isascii():  # else none of it came, and random bytes say nothing
             shown += f", {_quote(reply, column)} should have come"
         error = ReplyError("an echo" if echo else "not the reverse", f"{place}: {shown}")
     return text[:begin], bytearray(text[begin:]), error
@@ -1490,7 +1490,7 @@ def _compare(
 def _missing(
     connection: _Connection, begun: bytes | bytearray, owed: int, came: int, size: int
 ) -> OSError:
-    """Return an error that says why no more than *came* has come, of which a line has *begun*."""
+    """Return an error that says why only *came* bytes came; *begun* is an incomplete line."""
     if connection.ended or not owed:
         if begun.startswith(b"error: "):
             return _error_in(connection, begun)
@@ -1505,7 +1505,7 @@ def _missing(
     if connection.ended:
         kind = "reset" if "reset" in connection.ended else "ended"
         return ReplyError(connection.ended, part, kind)
-    # Without a reply that is owed, the server has answered before it had all.
+    # If no reply is owed, the server has answered before it had everything.
     what = "no end of the reply" if begun else "no reply" if owed else "not all was sent"
     what += f" within {connection.timeout:g} s"
     what += _acknowledged(connection.socket, size, len(connection.unsent))
@@ -1513,7 +1513,7 @@ def _missing(
 
 
 def _error_in(connection: _Connection, data: bytes | bytearray) -> ReplyError:
-    """Return an error for what came and is no reply: the server's own, if it begins like one."""
+    """Return an error for *data*, which is not a reply: the server's own, if it begins like one."""
     if data.startswith(b"error: "):
         words = data[:200].partition(b"\n")[0].rstrip(b"\r").decode("utf-8", "replace")
         return ReplyError(_printable(words), kind="server-error")
@@ -1538,8 +1538,8 @@ def request(
 ) -> str:
     """Send *text* as one line and return the reply to it.
 
-    *timeout* is in seconds, for connecting, look-up included, and then for the whole reply.  With
-    *ssl_context* it uses TLS, and the certificate has to be for *server_hostname* or else *host*.
+    *timeout* is in seconds, for connecting, including the look-up, and then for the whole reply.
+    *ssl_context* turns on TLS; the certificate must match *server_hostname*, or *host* by default.
 
     Raises ValueError if *text* holds a line ending; ReplyError if the reply is missing, an error
     (begins with ``error: `` and is not the reverse), more than one line, or longer than both *text*
@@ -1559,14 +1559,14 @@ def stream(
     source: BinaryIO, sink: BinaryIO, host: str = HOST, port: int = PORT, timeout: float = 10.0,
     *, ssl_context: ssl.SSLContext | None = None, server_hostname: str | None = None,
 ) -> int:
-    r"""Send the lines of *source*, write the replies to *sink*, return how many bytes these have.
+    r"""Send the lines of *source*, write the replies to *sink*, and return their size in bytes.
 
-    Both are binary files that block; *source* may take its time.  If the last line has no ending,
+    Both are blocking binary files; *source* may be slow.  If the last line has no ending,
     one is added, and removed from the reply.  The other arguments are those of request().
 
-    Raises ReplyError if the server does not answer each line by one line; OSError if the connection
+    Raises ReplyError if the server does not answer each line with one; OSError if the connection
     fails or takes too long, or a line is longer than 64 MiB; and what *source* and *sink* raise.
-    After connecting, every OSError tells how much was answered before.
+    Once connected, every OSError says how much was answered before it.
 
     >>> with running_server() as server:
     ...     sink = io.BytesIO()
@@ -1583,7 +1583,7 @@ def stream(
 def _pass_through(
     connection: _Connection, read: Callable[[int], Any], write: _Write, compare: bool = False
 ) -> int:
-    """Send what there is to *read*, as it comes, and *write* the replies; return their length."""
+    """Send what *read* returns, as it comes, and *write* the replies; return their length."""
     ended = True
     with contextlib.closing(connection):
         connection.open()
@@ -1591,7 +1591,7 @@ def _pass_through(
             for lines, ended in _whole_lines(read):
                 write_reply = write if ended else lambda reply: write(reply[:-1])
                 _exchange(connection, lines, write_reply, compare)
-            if _error_among(*connection.last).count(b"\n") == 1:  # an answer, if nothing ends now
+            if _error_among(*connection.last).count(b"\n") == 1:  # an answer, unless it ends now
                 connection.expect_nothing(time.monotonic() + 1)
                 if connection.ended:
                     raise _missing(connection, b"", 0, 0, 0)
@@ -1606,7 +1606,7 @@ def _pass_through(
 
 
 def _whole_lines(read: Callable[[int], Any]) -> Iterator[tuple[bytes, bool]]:
-    """Yield what there is to *read*, in whole lines; tell if the last of them had its ending."""
+    """Yield what *read* returns, in whole lines, and whether the last of them had its ending."""
     lines = _Lines()
     while data := read(_MUCH):
         if whole := lines.add(data):
@@ -1614,7 +1614,7 @@ def _whole_lines(read: Callable[[int], Any]) -> Iterator[tuple[bytes, bool]]:
         elif len(lines.unfinished) > _LONGEST:
             raise OSError(f"a line is longer than {_LONGEST} bytes")
     if data is None:
-        raise BlockingIOError(errno.EAGAIN, "the input does not block, and has none now")
+        raise BlockingIOError(errno.EAGAIN, "the input is non-blocking, and has no data now")
     if lines.unfinished:
         yield bytes(lines.unfinished) + b"\n", False
 
@@ -1635,14 +1635,14 @@ def _write(sink: BinaryIO, data: bytes) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line *argv*, or sys.argv, and return the exit status.
 
-    0 done; 1 the connection failed or ended early, or what came was wrong; 130 interrupted, but
-    for ping, which sums up then.
+    0: done; 1: the connection failed or ended early, or what came was wrong; 130: interrupted,
+    except for ping, which then prints its summary.
     Raises SystemExit with 2 for wrong usage, as argparse does.
     """
-    if sys.stderr is None:  # it is closed, and without it print() takes standard output
+    if sys.stderr is None:  # it is closed, and print() would use standard output instead
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     args, unknown = _parser().parse_known_args(argv)
-    if unknown:  # argparse itself would show how to use revecho, not the command
+    if unknown:  # argparse would show the usage of revecho, not of the command
         args.error(f"unrecognized arguments: {' '.join(unknown)}")
     serves, files = args.run is _run_server, (args.tls_cert, args.tls_key, args.tls_ca)
     if not serves:
@@ -1684,7 +1684,7 @@ def _parser() -> argparse.ArgumentParser:
     client = commands.add_parser("client", help="send lines, print the replies")
     ping = commands.add_parser(
         "ping", help="see whether lines come back reversed, and how fast",
-        epilog="Exit status: 0 if all lines came back reversed (with -c and -w: so many); "
+        epilog="Exit status: 0 if all lines came back reversed (with -c and -w: that many); "
         "1 if not; 2 for wrong usage.",
     )
     for command, run in (server, _run_server), (client, _run_client), (ping, _run_ping):
@@ -1704,7 +1704,7 @@ def _parser() -> argparse.ArgumentParser:
         (server, "--idle-timeout", float, _BOUNDS["idle_timeout"], IDLE_TIMEOUT, "SECONDS",
          "time with no line answered; 0: for ever"),
         (server, "--grace", float, _BOUNDS["grace"], GRACE, "SECONDS",
-         "time to finish in when stopped"),
+         "time to finish when stopped"),
         (client, "--port", int, _BOUNDS["port"], None, "PORT", f"(default: {PORT})"),
         (client, "-W --timeout", *timeout, "for connecting, and for each reply"),
         (ping, "--port", int, _BOUNDS["port"], None, "PORT", f"(default: {PORT})"),
@@ -1738,12 +1738,12 @@ def _parser() -> argparse.ArgumentParser:
         for name, what in (
             ("--tls-cert", f"certificate {ours}"),
             ("--tls-key", "its key, if not in the same file"),
-            ("--tls-ca", "authority of the other's certificate"),
+            ("--tls-ca", "authority for the peer's certificate"),
         ):
             option(name, type=_not_empty, metavar="FILE", help=what)
         if command is not server:
             option("--tls-name", type=_not_empty, metavar="NAME",
-                   help="whom the other's certificate has to name, if not the host")
+                   help="name that the peer's certificate must have, if not the host")
     for command in client, ping:
         versions = command.add_mutually_exclusive_group()
         for version, family in ("4", socket.AF_INET), ("6", socket.AF_INET6):
@@ -1776,9 +1776,9 @@ def _target(text: str) -> tuple[str, Any]:
 
 
 def _set_target(args: argparse.Namespace) -> None:
-    """Let one host and one port be what the command line has in up to three places.
+    """Set the host and the port, which the command line may give in up to three places.
 
-    The address to connect from, if there is one, decides about the version of IP.
+    The address to connect from, if there is one, determines the version of IP.
     """
     given = [target for target in (args.host, args.target) if target]
     hosts = {host for host, _ in given} or {HOST}
@@ -1797,12 +1797,12 @@ def _set_target(args: argparse.Namespace) -> None:
 def _host(text: str) -> str:
     host, port = _target(text)
     if port:
-        raise argparse.ArgumentTypeError(f"{text!r} has a port in it, which --port takes")
+        raise argparse.ArgumentTypeError(f"{text!r} has a port in it; use --port instead")
     return host
 
 
 def _not_empty(text: str) -> str:
-    if not text:  # of a variable that is not set, say: that shall not mean no TLS
+    if not text:  # from an unset variable, say; that must not turn off TLS
         raise argparse.ArgumentTypeError("it is empty")
     return text
 
@@ -1819,7 +1819,7 @@ def _source(text: str) -> tuple[int, Any]:
 
 
 def _number(kind: type[float], least: float, most: float) -> Callable[[str], float]:
-    """Return a type for an option of argparse: a number within bounds."""
+    """Return an argparse type for a number within bounds."""
 
     def convert(text: str) -> float:
         with contextlib.suppress(ValueError):
@@ -1834,7 +1834,7 @@ def _number(kind: type[float], least: float, most: float) -> Callable[[str], flo
 
 @contextlib.contextmanager
 def _handling(handler: Any, *numbers: int) -> Iterator[None]:
-    """Handle signals within the block; on another than the main thread nobody can do that."""
+    """Handle signals within the block, if this is the main thread: no other can."""
     before = {}
     try:
         with contextlib.suppress(ValueError):
@@ -1883,7 +1883,7 @@ def _run_server(args: argparse.Namespace) -> int:
                 print("listening on", address, flush=True)
             wait()
             log.info("stopping")
-            # A crowd that wakes up at once would spend seconds asking for the interpreter's lock.
+            # Many threads waking up at once would spend seconds requesting the interpreter lock.
             sys.setswitchinterval(0.1)
         log.info("stopped")
     return 0
@@ -1904,11 +1904,11 @@ def _signals() -> Iterator[tuple[Callable[[], None], Callable[[], Any]]]:
         for number in numbers:
             signal.signal(number, kill)
 
-    def kill(number: int, _: Any) -> None:  # Python complains if it is SIG_DFL when both have come
+    def kill(number: int, _: Any) -> None:  # with SIG_DFL, Python complains if both have come
         if os.name == "posix":
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        os._exit(128 + number)  # process 1 of a container does not die of a signal
+        os._exit(128 + number)  # a signal does not kill process 1 of a container
 
     def wait() -> None:
         number = -1
@@ -1916,14 +1916,14 @@ def _signals() -> Iterator[tuple[Callable[[], None], Callable[[], Any]]]:
             _ready({ended: _READ}, None)
             number = ended.recv(1)[0]
 
-    # Python writes the number of each signal to waker.  Without that, one that comes just before
-    # the wait begins, or that the system gives to another thread, would not end it.
+    # Python writes the number of each signal to waker.  Without that, a signal just before the
+    # wait begins, or one that the system delivers to another thread, would not end the wait.
     ended, waker = socket.socketpair()
     waker.setblocking(False)
     with ended, waker, _handling(stop, *numbers):
         before = None
         try:
-            with contextlib.suppress(ValueError):  # on another than the main thread
+            with contextlib.suppress(ValueError):  # not on the main thread
                 before = signal.set_wakeup_fd(waker.fileno())
             yield wait, lambda: waker.send(b"\0")
         finally:
@@ -1945,10 +1945,10 @@ def _logging_to_standard_error(level: int) -> Iterator[None]:
 
 
 class _LogWriter(logging.Handler):
-    """Passes the log to a thread that writes it, so that no one else waits for its reader.
+    """Passes the log to a thread that writes it, so that no other thread waits for its reader.
 
-    A pipe that nobody reads would hold up every connection, and at exit the whole program, as
-    logging and print() keep a lock while they write.
+    Otherwise a pipe that nobody reads would hold up every connection, and at exit the program, as
+    logging and print() hold a lock while they write.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -1956,7 +1956,7 @@ class _LogWriter(logging.Handler):
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self._descriptor = descriptor
         self._queue: queue.Queue[str] = queue.Queue(1000)
-        self._dropped = 0  # records, since there was room in the queue
+        self._dropped = 0  # records, since the queue last had room
         self._thread = threading.Thread(target=self._write, daemon=True)
         self._thread.start()
 
@@ -1992,17 +1992,17 @@ class _LogWriter(logging.Handler):
                     written = 0
                     try:
                         written = os.write(self._descriptor, data)
-                    except BlockingIOError:  # another process shares it that does not want to wait
+                    except BlockingIOError:  # another process made the shared file non-blocking
                         time.sleep(_MOMENT)
                     data = data[written:]
 
 
 @contextlib.contextmanager
 def _on_one_processor() -> Iterator[str]:
-    """Stay on a processor that no other server has taken; yield words for the log that say which.
+    """Stay on a processor that no other server has taken; yield text for the log that says which.
 
-    Only on Linux, and where Python has its lock: threads that take turns with it on several
-    processors spend most of their time on handing it over.
+    Only on Linux, and if Python has its global lock: threads that pass it between processors spend
+    most of their time handing it over.
     """
     where, name = "", None
     allowed: set[int] = set()
@@ -2011,7 +2011,7 @@ def _on_one_processor() -> Iterator[str]:
         if sys.platform == "linux" and has_lock:
             with contextlib.suppress(AttributeError, OSError):  # as on PyPy; where it is forbidden
                 allowed = os.sched_getaffinity(0)
-                # A bound name in which the number stands is a lock that the kernel gives back.
+                # A bound name that contains the number is a lock; the kernel releases it at exit.
                 name = socket.socket(socket.AF_UNIX)
                 # In a random order: the servers in other containers do not see these names.
                 order = random.sample(sorted(allowed), len(allowed))
@@ -2081,7 +2081,7 @@ def _ask_once(args: argparse.Namespace, text: str) -> str:
 def _filter(args: argparse.Namespace) -> None:
     connection = _connection(args)
     if sys.platform == "linux":
-        # More can gather in a pipe meanwhile; Python 3.9 has no name for F_SETPIPE_SZ.
+        # A larger pipe gathers more meanwhile; Python 3.9 has no name for F_SETPIPE_SZ.
         with contextlib.suppress(OSError):
             fcntl.fcntl(0, 1031, _MUCH)
     with contextlib.ExitStack() as stack:
@@ -2104,7 +2104,7 @@ def _filter(args: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def _naming(stream: str) -> Iterator[None]:
-    """Let an error of a standard stream not pass for one of the connection."""
+    """Name *stream* in its errors, so that they are not mistaken for the connection's."""
     try:
         yield
     except OSError as error:
@@ -2113,7 +2113,7 @@ def _naming(stream: str) -> Iterator[None]:
 
 
 class _ReaderGoneError(BrokenPipeError):
-    """Whoever read standard output has had enough: no error of the connection, nor of ours."""
+    """The reader of standard output has gone: not an error of the connection, nor of ours."""
 
 
 @contextlib.contextmanager
@@ -2155,7 +2155,7 @@ def _show(text: str) -> None:
 
 @contextlib.contextmanager
 def _progress(connection: _Connection) -> Iterator[None]:
-    """Show each second how much has come back, and how fast, where that disturbs nobody."""
+    """Show every second how much has come back, and how fast, unless it would be in the way."""
     done, width = threading.Event(), 40
 
     def show() -> None:
@@ -2180,7 +2180,7 @@ def _progress(connection: _Connection) -> Iterator[None]:
 
 
 def _typed(prompt: str) -> Iterator[str]:
-    """Yield the lines that a person types, until Ctrl-D; none where standard input is closed."""
+    """Yield the lines that the user types, until Ctrl-D; none if standard input is closed."""
     shown_in = sys.stdout if sys.stdout and sys.stdout.isatty() else sys.stderr
     with contextlib.suppress(EOFError, RuntimeError):
         while True:
@@ -2200,14 +2200,14 @@ def _typed(prompt: str) -> Iterator[str]:
 
 _STEPS = "lookup", "connect", "tls", "reply"
 _MOST = 10  # outages that are listed: the longest
-_FEW = 20  # times, of which percentiles would say nothing
+_FEW = 20  # with fewer times, percentiles would say nothing
 
 
 class _Probe(NamedTuple):
     seq: int
     sent: float  # seconds since the epoch
     target: str
-    address: str | None  # that is used, or was tried last
+    address: str | None  # in use, or tried last
     size: int  # bytes
     state: str
     kind: str | None  # of a failure
@@ -2264,14 +2264,14 @@ def _run_ping(args: argparse.Namespace) -> int:
 
 
 class _Pinger:
-    """Sends each line when it is due, and finds out what comes of it."""
+    """Sends each line when it is due, and finds out what becomes of it."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.connection = args, _connection(args)
         self.due_at = time.monotonic()
         self.ends_at = self.due_at + (args.deadline or math.inf)
         self.replied_at = 0.0  # when the last good reply came
-        self.speaks_tls: bool | None = None  # what listens at the port; None until that is tried
+        self.speaks_tls: bool | None = None  # whether the port does; None until tried
 
     def close(self) -> None:
         self.connection.close()
@@ -2296,10 +2296,11 @@ class _Pinger:
         again = _sent_again(connection.socket) if connection.socket else None
         state, kind, reason, details = self._outcome(error, after_ms <= summary.slowest)
         probe = _Probe(
-            sum(summary.counts.values()) + 1, sent, summary.target, connection.address or None,
-            self.args.size, state, kind, reason, (idle if kind else "") + details,
-            round(sum(times.values()), 3) if state == "reversed" else after_ms, times,
-            None if again is None else again - again_before,
+            seq=sum(summary.counts.values()) + 1, sent=sent, target=summary.target,
+            address=connection.address or None, size=self.args.size,
+            state=state, kind=kind, reason=reason, details=(idle if kind else "") + details,
+            after_ms=round(sum(times.values()), 3) if state == "reversed" else after_ms,
+            times=times, sent_again=None if again is None else again - again_before,
         )
         if self.args.keep and state == "reversed":
             connection.times.clear()
@@ -2312,7 +2313,7 @@ class _Pinger:
         return probe
 
     def _wait(self) -> OSError | None:
-        """Wait until a line is due; return what has become of a kept connection meanwhile."""
+        """Wait until a line is due; return the error if a kept connection fails meanwhile."""
         until = min(self.due_at, self.ends_at)
         try:
             if not self.connection.undone:
@@ -2341,7 +2342,7 @@ class _Pinger:
             connection.expect_nothing(self.replied_at + min(took, 1))
 
     def _patience(self) -> float:
-        left = max(0.1, round(self.ends_at - time.monotonic() + 0.05, 1))  # as people read it
+        left = max(0.1, round(self.ends_at - time.monotonic() + 0.05, 1))  # rounded for messages
         return float(min(self.args.timeout, left))
 
     def _outcome(
@@ -2372,7 +2373,7 @@ class _Pinger:
         return state, kind, reason, details
 
     def _tls_hint(self) -> str:
-        """Return a hint if the port speaks TLS, which is tried once."""
+        """Return a hint if the port speaks TLS; try that only once."""
         if self.speaks_tls is None and not (self.args.ssl_context or self.replied_at):
             self.speaks_tls, trial = False, _connection(self.args)
             with contextlib.suppress(ImportError), contextlib.closing(trial):
@@ -2423,14 +2424,14 @@ class _Outage:
 
 
 class _Summary:
-    """What all probes so far come to."""
+    """The totals of all probes so far."""
 
     def __init__(self, target: str) -> None:
         self.target, self.sent_again = target, 0
         self.counts = {"reversed": 0, "failed": 0, "waiting": 0, "not sent": 0}
         self.times: dict[str, list[float]] = {step: [] for step in _STEPS}  # of good lines
         self.slowest = 0.0  # milliseconds until a good reply, with all steps before it
-        # For each kind and reason: the first probe, how many there were, and the last number.
+        # For each kind and reason: the first probe, the count, and the last sequence number.
         self.reasons: dict[tuple[str | None, str], tuple[_Probe, int, int]] = {}
         self.outages: list[_Outage] = []
 
@@ -2438,7 +2439,7 @@ class _Summary:
         return sum(self.counts.values()) - self.counts["not sent"]
 
     def is_enough(self, args: argparse.Namespace) -> bool:
-        """Return whether --count is reached, by lines or, if none was sent, by tries."""
+        """Return whether --count is reached, in lines or, if none was sent, in attempts."""
         tried = self.sent() or self.counts["not sent"]
         return bool(args.count == (self.counts["reversed"] if args.deadline else tried))
 
@@ -2504,7 +2505,7 @@ class _Summary:
 
 
 def _figures(times: list[float]) -> dict[str, float | None]:
-    """Return what sums up some milliseconds; percentiles only if there are enough of them."""
+    """Return statistics of *times*, in milliseconds; percentiles only if there are enough times."""
     ordered, count = sorted(times), len(times)
     median, p95 = (
         ordered[(count * share - 1) // 100] if count >= _FEW else None for share in (50, 95)
@@ -2517,19 +2518,19 @@ def _figures(times: list[float]) -> dict[str, float | None]:
 
 # ---- Appendix ------------------------------------------------------------------------------------
 
-# Grapheme clusters for Python before 3.15.  When none of those is in use, delete it.
+# Grapheme clusters for Python before 3.15.  Delete this when no such version is in use.
 
-# The break classes of UAX #29, a letter for each: a small one for those that join others, a capital
-# for those that stand alone unless one of them is beside.  The general category tells most of them:
+# The break classes of UAX #29, one letter each: lowercase for those that join others, uppercase for
+# those that stand alone unless next to a lowercase one.  The general category tells most of them:
 # e Extend, s SpacingMark, C Control; all others are O, Other.
 _BY_CATEGORY = {
     "Mn": "e", "Me": "e", "Mc": "s", "Cc": "C", "Cf": "C", "Cs": "C", "Zl": "C", "Zp": "C"
 }
-# What it does not tell, from the files of Unicode 17.0.  Extend of the category Mc is left out: it
-# differs from SpacingMark only between the parts of a conjunct or of an emoji.
+# What it does not tell, from the data files of Unicode 17.0.  Extend characters of category Mc are
+# left out: they differ from SpacingMark only between the parts of a conjunct or of an emoji.
 _BY_CODE_POINT = {
     # GraphemeBreakProperty.txt: p Prepend, c CR, F LF, w ZWNJ (Extend that ends a conjunct), z ZWJ,
-    # r Regional_Indicator, s SpacingMark, e Extend, l v t H Hangul, O what is Other though Mc
+    # r Regional_Indicator, s SpacingMark, e Extend, l v t H Hangul, O Other despite Mc
     "p": "0600-0605 06DD 070F 0890-0891 08E2 0D4E 110BD 110CD 111C2-111C3 113D1 1193F 11941 "
          "11A84-11A89 11D46 11F02",
     "c": "000D", "F": "000A", "w": "200C", "z": "200D", "r": "1F1E6-1F1FF", "s": "0E33 0EB3",
@@ -2537,7 +2538,7 @@ _BY_CODE_POINT = {
     "v": "1160-11A7 D7B0-D7C6 16D63 16D67-16D6A", "t": "11A8-11FF D7CB-D7FB", "H": "AC00-D7A3",
     "O": "102B-102C 1038 1062-1064 1067-106D 1083 1087-108C 108F 109A-109C 1A61 1A63-1A64 AA7B "
          "AA7D 11720-11721",
-    # DerivedCoreProperties.txt: n Linker, K Consonant, with what is unassigned in between
+    # DerivedCoreProperties.txt: n Linker, K Consonant, including unassigned ones in between
     "n": "094D 09CD 0ACD 0B4D 0C4D 0D4D 1039 17D2 1A60 1B44 1BAB A9C0 AAF6 10A3F 11133 113D0 1193E "
          "11A47 11A99 11F42",
     "K": "0915-0939 0958-095F 0978-097F 0995-09B9 09DC-09DF 09F0-09F1 0A95-0AB9 0AF9 0B15-0B39 "
@@ -2560,7 +2561,7 @@ _RANGES = [
 class _BreakClasses(dict[int, str]):
     """The letters of the characters met so far, for str.translate().
 
-    Threads share it: the worst that one can do to another is to make it look up a character again.
+    Threads share it: at worst, one thread makes another look up a character again.
     """
 
     def __missing__(self, code: int) -> str:
@@ -2593,7 +2594,7 @@ _CLUSTER = re.compile(
 
 
 def _iter_graphemes(text: str) -> Iterator[str]:
-    """Yield the grapheme clusters of *text*; a surrogate is one of its own."""
+    """Yield the grapheme clusters of *text*; each surrogate is a cluster of its own."""
     start = 0
     for letters in _CLUSTER.findall(text.translate(_break_classes)):
         end = start + len(letters)

@@ -1332,7 +1332,8 @@ class IdleTest(HeartCase):
         receive(connection, 64 << 20)
         server.server_close()
         self.serve_one_who_does_not_read(drain_time=LONG)
-        self.assertRegex(self.until_logged(" bytes sent: idle")[-1], r"after 0.[3-9] s, \d+ b")
+        shown = self.until_logged(" bytes sent: idle")[-1]
+        self.assertRegex(shown, r"after (0\.[3-9]|\d+\.\d) s, \d+ b")
 
     def test_a_peer_that_reads_a_large_reply_slowly(self):
         """It has the same time, however much of that it has read; the log tells how much."""
@@ -3851,7 +3852,7 @@ class ClientCommandTest(Case):
         os.set_blocking(reading, False)
         with open(reading, "rb") as stdin, open(writing, "wb"):
             client = self.start(f"client {to(self.serve())}", stdin=stdin)
-            self.assert_ends(client, b"", 1, COMPLAINT + "the input does not block, .*\n")
+            self.assert_ends(client, b"", 1, COMPLAINT + "the input is non-blocking, .*\n")
 
     def test_progress(self):
         """Shown after a second at a terminal, if the replies go elsewhere, and wiped at the end."""
@@ -4297,8 +4298,8 @@ class PingTest(ClientCase):
         part = relay(self.serve(), back=lambda reply: reply[:20])
         gate = threading.Event()
         for serve, came in (
-            (lambda it: part(it) or True, "20 of 257 bytes came, the last 0.3 s ago: "),
-            (dripping, r"\d+ of 257 bytes came, the last 0\.[01] s ago: "),
+            (lambda it: part(it) or True, r"20 of 257 bytes came, the last 0\.\d s ago: "),
+            (dripping, r"\d+ of 257 bytes came, the last 0\.\d s ago: "),
         ):
             outcome = self.probe(serve, "--timeout 0.3")
             self.assertRegex(outcome, rf"\Ano end of the reply within 0\.3 s.*; {came}")
@@ -4492,13 +4493,13 @@ class PingTest(ClientCase):
         def then(step):
             return lambda it: (answer(it), gate.wait(0.1)) and step(it)
 
-        gate, after = threading.Event(), "0.[12] s after the last reply"
+        gate, after = threading.Event(), r"0\.\d s after the last reply"
         for path, options, outcome in (
             (then(end), "", f"ms: the connection ended {after}"),
             (then(reset), "", f"{RESET} {after}"),
             (then(lambda it: it.sendall(b"x") or True), "", f"for {after}: 'x'"),
             (copied, "", f"ms: the reply came twice {after}"),
-            (answer, "-W 0.1", "no reply within 0.1 s.*; sent 0.[34] s after the last reply"),
+            (answer, "-W 0.5", r"no reply within 0\.5 s.*; sent 0\.\d s after the last reply"),
         ):
             with self.subTest(outcome):
                 address = self.other_server(by_turns(path, relay(self.serve())))
