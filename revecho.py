@@ -612,7 +612,7 @@ _PASSING = {None} | _numbers(
     "ENETUNREACH EHOSTDOWN EHOSTUNREACH ENONET ETIMEDOUT"
 )
 # These errors of connect() are not the fault of the network path.
-_LACKING_HERE = {*_LACKING, errno.EADDRNOTAVAIL}
+_LACKING_HERE = {*_LACKING, errno.EADDRNOTAVAIL, errno.EADDRINUSE}
 
 
 # ---- Worker threads ------------------------------------------------------------------------------
@@ -1488,7 +1488,7 @@ def _compare(
 
 
 def _missing(
-    connection: _Connection, begun: bytes | bytearray, owed: int, came: int, size: int
+    connection: _Connection, begun: bytes | bytearray, owed: int = 0, came: int = 0, size: int = 0
 ) -> OSError:
     """Return an error that says why only *came* bytes came; *begun* is an incomplete line."""
     if connection.ended or not owed:
@@ -1516,7 +1516,7 @@ def _error_in(connection: _Connection, data: bytes | bytearray) -> ReplyError:
     """Return an error for *data*, which is not a reply: the server's own, if it begins like one."""
     if data.startswith(b"error: "):
         words = data[:200].partition(b"\n")[0].rstrip(b"\r").decode("utf-8", "replace")
-        return ReplyError(_printable(words), kind="server-error")
+        return ReplyError("error", _printable(words)[5:], "server-error")
     if data == connection.last[0]:
         return ReplyError("the reply came twice", kind="unasked")
     return ReplyError("more came than was asked for", f": {_quote(data)}", "unasked")
@@ -1594,7 +1594,7 @@ def _pass_through(
             if _error_among(*connection.last).count(b"\n") == 1:  # an answer, unless it ends now
                 connection.expect_nothing(time.monotonic() + 1)
                 if connection.ended:
-                    raise _missing(connection, b"", 0, 0, 0)
+                    raise _missing(connection, b"")
         except OSError as error:
             counts = f"; lines answered: {connection.lines}, bytes answered: {connection.bytes}"
             if error.strerror:
@@ -2195,8 +2195,8 @@ def _typed(prompt: str) -> Iterator[str]:
 
 # ---- The command line: ping ----------------------------------------------------------------------
 
-# A probe is the record of one line.  A _Pinger makes probes, and a _Summary adds them up.  Each of
-# these records can be shown as text or as JSON.
+# A probe is the record of one line.  A _Pinger makes probes, and a _Summary adds them up.  Both can
+# be shown as text or as JSON.
 
 _STEPS = "lookup", "connect", "tls", "reply"
 _MOST = 10  # outages that are listed: the longest
@@ -2206,6 +2206,7 @@ _FEW = 20  # with fewer times, percentiles would say nothing
 class _Probe(NamedTuple):
     seq: int
     sent: float  # seconds since the epoch
+    began: float  # the same by time.perf_counter(), which nobody sets back
     target: str
     address: str | None  # in use, or tried last
     size: int  # bytes
@@ -2229,14 +2230,16 @@ class _Probe(NamedTuple):
         return f"{date}{self.address or self.target}: seq={self.seq} {outcome}"
 
     def as_json(self) -> str:
-        fields = {"type": "probe", **self._asdict(), "sent": _date(self.sent, utc=True)}
-        details, times, again = (fields.pop(name) for name in ("details", "times", "sent_again"))
-        fields["reason"] = self.reason + details or None
-        fields.update({f"{step}_ms": times.get(step) for step in _STEPS}, sent_again=again)
-        return json.dumps(fields)
+        shown = {"type": "probe", **self._asdict(), "sent": _date(self.sent, utc=True)}
+        shown["reason"] = self.reason + self.details or None
+        shown.update({f"{step}_ms": self.times.get(step) for step in _STEPS})
+        del shown["began"], shown["details"], shown["times"]
+        return json.dumps(shown)
 
 
 def _run_ping(args: argparse.Namespace) -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for errors in a server's own words
     pinger, summary = _Pinger(args), _Summary(_address((args.host, args.port)))
 
     def sum_up() -> str:
@@ -2244,11 +2247,10 @@ def _run_ping(args: argparse.Namespace) -> int:
 
     def sum_up_so_far(*_: Any) -> None:
         with contextlib.suppress(OSError):  # it may interrupt a print(), so it cannot use one
-            os.write(2, f"{sum_up()}\n".encode())
+            os.write(sys.stderr.fileno(), f"{sum_up()}\n".encode("utf-8", "replace"))
 
     interrupting = _handling(signal.default_int_handler, signal.SIGTERM)
-    quits = [number for number in signal.Signals if number.name == "SIGQUIT"]  # Windows has none
-    asking = _handling(sum_up_so_far, *quits)
+    asking = _handling(sum_up_so_far, *(it for it in signal.Signals if it.name == "SIGQUIT"))
     with contextlib.suppress(_ReaderGoneError), interrupting, asking:
         with contextlib.suppress(KeyboardInterrupt), contextlib.closing(pinger):
             if not (args.quiet or args.json):
@@ -2258,9 +2260,7 @@ def _run_ping(args: argparse.Namespace) -> int:
                 if not args.quiet:
                     _show(probe.as_json() if args.json else probe.as_text(args.date))
         _show(sum_up())
-    if args.count and args.deadline:
-        return int(not summary.is_enough(args))
-    return int(summary.counts["failed"] > 0 or not summary.counts["reversed"])
+    return summary.status(args)
 
 
 class _Pinger:
@@ -2270,7 +2270,7 @@ class _Pinger:
         self.args, self.connection = args, _connection(args)
         self.due_at = time.monotonic()
         self.ends_at = self.due_at + (args.deadline or math.inf)
-        self.replied_at = 0.0  # when the last good reply came
+        self.replied_at = 0.0  # when the last good reply came, by time.perf_counter()
         self.speaks_tls: bool | None = None  # whether the port does; None until tried
 
     def close(self) -> None:
@@ -2283,8 +2283,8 @@ class _Pinger:
         error: BaseException | None = self._wait()
         if time.monotonic() >= self.ends_at:
             return None
-        idle = f" {time.monotonic() - self.replied_at:.1f} s after the last reply" * kept
         sent, began = time.time(), time.perf_counter()
+        idle = f" {began - self.replied_at:.1f} s after the last reply" * kept
         if not error:
             idle = "; sent" * kept + idle
             try:
@@ -2292,15 +2292,16 @@ class _Pinger:
             except (OSError, KeyboardInterrupt) as caught:
                 error = caught
         times = {step: round(took * 1000, 3) for step, took in connection.times.items()}
-        after_ms = round((time.perf_counter() - began) * 1000, 3)
+        ended = self.replied_at if "reply" in times else time.perf_counter()
+        after_ms = round((ended - began) * 1000, 3)
         again = _sent_again(connection.socket) if connection.socket else None
         state, kind, reason, details = self._outcome(error, after_ms <= summary.slowest)
         probe = _Probe(
-            seq=sum(summary.counts.values()) + 1, sent=sent, target=summary.target,
+            seq=sum(summary.counts.values()) + 1, sent=sent, began=began, target=summary.target,
             address=connection.address or None, size=self.args.size,
             state=state, kind=kind, reason=reason, details=(idle if kind else "") + details,
-            after_ms=round(sum(times.values()), 3) if state == "reversed" else after_ms,
-            times=times, sent_again=None if again is None else again - again_before,
+            after_ms=after_ms, times=times,
+            sent_again=None if again is None else again - again_before,
         )
         if self.args.keep and state == "reversed":
             connection.times.clear()
@@ -2319,7 +2320,7 @@ class _Pinger:
             if not self.connection.undone:
                 self.connection.expect_nothing(until)
                 if self.connection.ended:
-                    return _missing(self.connection, b"", 0, 0, 0)
+                    return _missing(self.connection, b"")
         except OSError as error:
             return error
         time.sleep(max(0, until - time.monotonic()))
@@ -2336,21 +2337,19 @@ class _Pinger:
         connection.timeout = self._patience()
         began = time.perf_counter()
         _exchange(connection, line, lambda _: None, compare=True)
-        took = connection.times["reply"] = time.perf_counter() - began
-        self.replied_at = time.monotonic()
+        self.replied_at = time.perf_counter()
+        took = connection.times["reply"] = self.replied_at - began
         if not self.args.keep:  # a second copy of the reply would come within another round trip
-            connection.expect_nothing(self.replied_at + min(took, 1))
+            connection.expect_nothing(min(time.monotonic() + min(took, 1), self.ends_at))
 
     def _patience(self) -> float:
         left = max(0.1, round(self.ends_at - time.monotonic() + 0.05, 1))  # rounded for messages
         return float(min(self.args.timeout, left))
 
-    def _outcome(
-        self, error: BaseException | None, soon: bool
-    ) -> tuple[str, str | None, str, str]:
+    def _outcome(self, error: BaseException | None, usual: bool) -> tuple[str, Any, str, str]:
         """Return the state, the kind, the reason and its details.
 
-        With *soon*, some good reply has taken longer than this line has waited.
+        With *usual*, some good reply has taken longer than this line has waited.
         """
         connection, kind = self.connection, None
         state, reason, details = "reversed", "", ""
@@ -2362,7 +2361,7 @@ class _Pinger:
                 reason, details = error.reason, error.details
             if kind in ("ended", "reset") and not details:
                 reason += self._tls_hint()
-            if isinstance(error, TimeoutError) and soon and time.monotonic() >= self.ends_at:
+            if isinstance(error, TimeoutError) and usual and time.monotonic() >= self.ends_at:
                 state, kind = "waiting", None
         elif "reply" not in connection.times:  # interrupted
             size, unsent = self.args.size + 1, len(connection.unsent)
@@ -2377,7 +2376,7 @@ class _Pinger:
         if self.speaks_tls is None and not (self.args.ssl_context or self.replied_at):
             self.speaks_tls, trial = False, _connection(self.args)
             with contextlib.suppress(ImportError), contextlib.closing(trial):
-                trial.ssl_context, trial.timeout = _any_tls(), min(self.args.timeout, 2)
+                trial.ssl_context, trial.timeout = _any_tls(), min(self._patience(), 2)
                 try:
                     trial.open()
                     self.speaks_tls = True
@@ -2407,7 +2406,7 @@ class _Outage:
         self.seconds, self.goes_on = 0.0, True
 
     def add(self, probe: _Probe) -> None:
-        self.seconds = probe.sent + probe.after_ms / 1000 - self.first.sent
+        self.seconds = probe.began + probe.after_ms / 1000 - self.first.began
         self.goes_on = probe.state == "failed"
         self.lines += self.goes_on
 
@@ -2434,17 +2433,25 @@ class _Summary:
         # For each kind and reason: the first probe, the count, and the last sequence number.
         self.reasons: dict[tuple[str | None, str], tuple[_Probe, int, int]] = {}
         self.outages: list[_Outage] = []
+        self.not_sent = 0  # lines in a row
 
     def sent(self) -> int:
         return sum(self.counts.values()) - self.counts["not sent"]
 
     def is_enough(self, args: argparse.Namespace) -> bool:
-        """Return whether --count is reached, in lines or, if none was sent, in attempts."""
-        tried = self.sent() or self.counts["not sent"]
-        return bool(args.count == (self.counts["reversed"] if args.deadline else tried))
+        """Return whether --count is reached; so many lines in a row that are not sent do, too."""
+        if args.deadline:
+            return bool(args.count == self.counts["reversed"])
+        return args.count in (self.sent(), self.not_sent)
+
+    def status(self, args: argparse.Namespace) -> int:
+        if args.count and (args.deadline or args.count == self.not_sent):
+            return int(self.counts["reversed"] < args.count)
+        return int(self.counts["failed"] > 0 or not self.counts["reversed"])
 
     def add(self, probe: _Probe) -> None:
         self.counts[probe.state] += 1
+        self.not_sent = self.not_sent + 1 if probe.state == "not sent" else 0
         self.sent_again += probe.sent_again or 0
         if probe.reason and probe.state != "waiting":
             first, count, _ = self.reasons.get((probe.kind, probe.reason), (probe, 0, 0))
