@@ -3712,30 +3712,36 @@ class ServerCommandTest(Case):
     def test_processor(self):
         """Each server takes one that no other has, where Python has its lock; else it takes all."""
 
-        def processors(server):
-            if pathlib.Path("/proc/net/unix").read_text().count("@revecho/") > 3:
-                self.skipTest("servers that are no part of this test run on this machine")
-            return os.sched_getaffinity(server.pid)
+        def others():
+            names = pathlib.Path("/proc/net/unix").read_text().count("@revecho/")
+            return names > sum(server.poll() is None for server in servers)
 
         def start_on(allowed):
             self.addCleanup(os.sched_setaffinity, 0, PROCESSORS)
             os.sched_setaffinity(0, allowed)  # which the server inherits
-            server = self.start_server(stderr=subprocess.PIPE)
-            at(server)  # one after the other
-            return server
+            servers.append(self.start_server(stderr=subprocess.PIPE))
+            at(servers[-1])  # one after the other
+            return os.sched_getaffinity(servers[-1].pid)
 
-        allowed = {*sorted(PROCESSORS)[:2]}
+        allowed, servers = {*sorted(PROCESSORS)[:2]}, []
         narrow = {min(allowed)}  # as by `taskset`
-        servers = [start_on(each) for each in (narrow, allowed, allowed)]
         if not getattr(sys, "_is_gil_enabled", lambda: True)():
-            self.assertEqual([*map(processors, servers)], [narrow, allowed, allowed])
+            self.assertEqual([start_on(narrow), start_on(allowed)], [narrow, allowed])
             return
-        first, second, third = map(processors, servers)
+        for _ in range(3):  # a server of another test may be there for a moment
+            for server in servers:
+                server.kill()
+                server.wait(LIMIT)
+            first, second, third = (start_on(each) for each in (narrow, allowed, allowed))
+            if not others() and (first, second) == (narrow, allowed - narrow):
+                break
+        if others():
+            self.skipTest("servers that are no part of this test run on this machine")
         self.assertEqual((first, second, len(third)), (narrow, allowed - narrow, 1))
-        servers[1].terminate()
+        servers[-2].terminate()
         (processor,) = second
-        self.assert_ends(servers[1], stderr=f".*, on processor {processor} alone\n(.*\n)*")
-        self.assertEqual(processors(start_on(allowed)), second)
+        self.assert_ends(servers[-2], stderr=f".*, on processor {processor} alone\n(.*\n)*")
+        self.assertEqual(start_on(allowed), second)
 
     @unittest.skipUnless(len(PROCESSORS) > 1, "needs two processors, and Linux")
     def test_processor_of_a_program_that_embeds_it(self):
