@@ -1601,7 +1601,7 @@ class ServerTest(Case):
 
     def test_idle_time_counts_from_the_end_of_a_reply(self):
         """A peer that takes its time to read a reply has all of it again before the next line."""
-        unit = 1 if POSIX else 3  # Wine is slow
+        unit = 2 if POSIX else 3  # seconds; Wine is slow
         server = self.serve(max_line=1 << 25, idle_timeout=unit)
         connection, line = self.connect(server), b"x" * (1 << 25) + b"\n"
         self.on_thread(connection.sendall, line)
