@@ -1684,8 +1684,8 @@ def _parser() -> argparse.ArgumentParser:
     client = commands.add_parser("client", help="send lines, print the replies")
     ping = commands.add_parser(
         "ping", help="see whether lines come back reversed, and how fast",
-        epilog="Exit status: 0 if all lines came back reversed (with -c and -w: that many); "
-        "1 if not; 2 for wrong usage.",
+        epilog="Exit status: 0 if lines came back reversed and none failed (with -c and -w: if "
+        "that many came back); 1 if not; 2 for wrong usage.",
     )
     for command, run in (server, _run_server), (client, _run_client), (ping, _run_ping):
         command.set_defaults(run=run, error=command.error, tls=False, tls_name=None)

@@ -3388,7 +3388,7 @@ class CommandLineTest(Case):
         self.assertEqual(self.main("--version"), (0, f"revecho {revecho.__version__}\n", ""))
         options = "--host --port --max-connections --max-line --idle-timeout --grace --reuse-port"
         of_both = "--host --port --tls-name -4 -6 -W --timeout"
-        of_ping = f"{of_both} -c --count -i --interval -s --size -q --keep"
+        of_ping = f"{of_both} -c --count -i --interval -s --size -q --keep -w --json -D -I"
         for command, words in (
             ("server", f"{options} 127.0.0.1 2002 1000 65536 60 5 --quiet --verbose"),
             ("client", f"{of_both} --check --ask 127.0.0.1 2002 10"),
@@ -3399,6 +3399,7 @@ class CommandLineTest(Case):
             for word in words.split():
                 default = rf"\(default:\s+{re.escape(word)}\)"
                 self.assertRegex(out, rf" {word}\b" if word.startswith("-") else default)
+        self.assertRegex(out, r"\nExit status: 0 if .*\n?.*; 1 if not; 2 for wrong usage\.\n\Z")
 
     def test_wrong_usage(self):
         """In the words of argparse, with what may be given."""
