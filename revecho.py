@@ -28,11 +28,11 @@ The parts of this file, each built on those above it (except for the appendix):
 
     Reversing          reverse_text(), reverse_lines(): bytes in, bytes out
     Lines              splitting bytes into lines, and ending a connection from a handler
-    Sockets            addresses, and waiting until a socket is ready
+    Sockets            addresses, waiting, TLS, and what the system knows of a connection
     Worker threads     each serves one connection after another
     One connection     LineHandler, ReverseHandler: serving a connection, on a thread of its own
     All connections    ReverseServer: the open connections, accepting, limits, stopping
-    The client         request(), stream()
+    The client         request(), stream(): whole lines there, as many lines back
     The command line   main(): server, client, ping
     Appendix           grapheme clusters for Python before 3.15
 
@@ -612,7 +612,7 @@ _PASSING = {None} | _numbers(
     "ENETUNREACH EHOSTDOWN EHOSTUNREACH ENONET ETIMEDOUT"
 )
 # These errors of connect() are not the fault of the network path.
-_LACKING_HERE = {*_LACKING, errno.EADDRNOTAVAIL, errno.EADDRINUSE}
+_LACKING_HERE = {*_LACKING, errno.EADDRNOTAVAIL}
 
 
 # ---- Worker threads ------------------------------------------------------------------------------
@@ -1233,8 +1233,8 @@ def running_server(
 
 # The client counts one reply for each line.  So it need not half-close to know that it has all.
 
-_LONGEST = 1 << 26  # bytes in a line of a stream, or in a reply unless its line is longer
-_MUCH = 1 << 20  # bytes of a stream that are read at a time
+_LONGEST_LINE = 1 << 26  # bytes in a line of a stream, or in a reply unless its line is longer
+_CHUNK = 1 << 20  # bytes of a stream that are read at a time
 
 
 class _ClientError(OSError):
@@ -1448,7 +1448,7 @@ def _exchange(connection: _Connection, lines: bytes, write: _Write, compare: boo
             late_at = time.monotonic() + connection.timeout
         elif (connection.ended and not data) or time.monotonic() >= late_at:
             raise _missing(connection, begun, owed, at + len(data), len(lines))
-        elif len(begun) > max(len(lines), _LONGEST):
+        elif len(begun) > max(len(lines), _LONGEST_LINE):
             raise ReplyError("a reply without end", f": {_quote(begun)} came")
         if begun and not owed:
             raise _error_in(connection, begun)
@@ -1608,11 +1608,11 @@ def _pass_through(
 def _whole_lines(read: Callable[[int], Any]) -> Iterator[tuple[bytes, bool]]:
     """Yield what *read* returns, in whole lines, and whether the last of them had its ending."""
     lines = _Lines()
-    while data := read(_MUCH):
+    while data := read(_CHUNK):
         if whole := lines.add(data):
             yield whole, True
-        elif len(lines.unfinished) > _LONGEST:
-            raise OSError(f"a line is longer than {_LONGEST} bytes")
+        elif len(lines.unfinished) > _LONGEST_LINE:
+            raise OSError(f"a line is longer than {_LONGEST_LINE} bytes")
     if data is None:
         raise BlockingIOError(errno.EAGAIN, "the input is non-blocking, and has no data now")
     if lines.unfinished:
@@ -1714,7 +1714,7 @@ def _parser() -> argparse.ArgumentParser:
         (ping, "-w --deadline", float, (0.001, _LONGEST_WAIT), None, "SECONDS",
          "for the whole run"),
         (ping, "-i --interval", float, (0, _LONGEST_WAIT), 1.0, "SECONDS", "from line to line"),
-        (ping, "-s --size", int, (2, _LONGEST), 256, "BYTES",
+        (ping, "-s --size", int, (2, _LONGEST_LINE), 256, "BYTES",
          "length of a line without its ending"),
     ):
         shown = " (default: %(default)g)" if default is not None else ""
@@ -2083,7 +2083,7 @@ def _filter(args: argparse.Namespace) -> None:
     if sys.platform == "linux":
         # A larger pipe gathers more meanwhile; Python 3.9 has no name for F_SETPIPE_SZ.
         with contextlib.suppress(OSError):
-            fcntl.fcntl(0, 1031, _MUCH)
+            fcntl.fcntl(0, 1031, _CHUNK)
     with contextlib.ExitStack() as stack:
         with _naming("standard input"):
             source = stack.enter_context(open(0, "rb", 0, closefd=False))
@@ -2199,8 +2199,8 @@ def _typed(prompt: str) -> Iterator[str]:
 # be shown as text or as JSON.
 
 _STEPS = "lookup", "connect", "tls", "reply"
-_MOST = 10  # outages that are listed: the longest
-_FEW = 20  # with fewer times, percentiles would say nothing
+_OUTAGES_SHOWN = 10  # the longest
+_FOR_PERCENTILES = 20  # times; of fewer, percentiles would say nothing
 
 
 class _Probe(NamedTuple):
@@ -2439,7 +2439,7 @@ class _Summary:
         return sum(self.counts.values()) - self.counts["not sent"]
 
     def is_enough(self, args: argparse.Namespace) -> bool:
-        """Return whether --count is reached; so many lines in a row that are not sent do, too."""
+        """Return whether --count is reached, or that many lines in a row could not be sent."""
         if args.deadline:
             return bool(args.count == self.counts["reversed"])
         return args.count in (self.sent(), self.not_sent)
@@ -2499,7 +2499,7 @@ class _Summary:
         if len(self.outages) > 1:
             in_all = sum(outage.seconds for outage in self.outages)
             text += f"\n{len(self.outages)} outages, {in_all:.1f} s in all"
-        longest = sorted(self.outages, key=operator.attrgetter("seconds"))[-_MOST:]
+        longest = sorted(self.outages, key=operator.attrgetter("seconds"))[-_OUTAGES_SHOWN:]
         for outage in self.outages:
             if outage in longest and outage.seconds > 0.05:
                 text += f"\n{outage.as_text()}"
@@ -2515,7 +2515,8 @@ def _figures(times: list[float]) -> dict[str, float | None]:
     """Return statistics of *times*, in milliseconds; percentiles only if there are enough times."""
     ordered, count = sorted(times), len(times)
     median, p95 = (
-        ordered[(count * share - 1) // 100] if count >= _FEW else None for share in (50, 95)
+        None if count < _FOR_PERCENTILES else ordered[(count * share - 1) // 100]
+        for share in (50, 95)
     )
     mean = math.fsum(times) / count
     stdev = math.sqrt(math.fsum((took - mean) ** 2 for took in times) / count)
