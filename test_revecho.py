@@ -4244,19 +4244,6 @@ class PingTest(ClientCase):
                 self.assertRegex(out, rf" ms: not the reverse at byte \d+: {said}: .*\n")
                 self.assertRegex(out, rf"\n1 x not the reverse \(seq 1\), at byte \d+: {said}: ")
 
-    def test_slow_path(self):
-        def slow(reply):
-            time.sleep(0.1)
-            return reply
-
-        start = time.perf_counter()
-        status, out, _ = self.ping(self.other_server(relay(self.serve(), back=slow)))
-        took = (time.perf_counter() - start) * 1000
-        connect, reply = map(float, re.search("connect=(.*) ms reply=(.*) ms", out).groups())
-        self.assertEqual(status, 0)
-        self.assertGreaterEqual(reply, 100)
-        self.assertLess(connect + reply, took)
-
     def test_bad_paths(self):
         """The rest of what bad_paths() has is not sent, or not waited for."""
         limited = relay(self.serve(max_line=63))
@@ -4310,13 +4297,6 @@ class PingTest(ClientCase):
         ):
             outcome = self.probe(serve, "--timeout 0.3")
             self.assertRegex(outcome, rf"\Ano end of the reply within 0\.3 s.*; {came}")
-
-    def test_nobody_listens(self):
-        for host, step in (("", "connected"), ("x" * 64, "resolved")):
-            address = free_port()
-            status, out, err = self.main(f"ping --port {address} -i 0 --count 2 {host}")
-            self.assertEqual((status, err), (1, ""))
-            self.assertRegex(out, rf"seq=2 failed after .* ms: not {step}: .*\n\n.*\n2 sent, 0 rev")
 
     @unittest.skipUnless(CPYTHON and POSIX, "others may need more descriptors themselves")
     def test_lack_at_this_end(self):
